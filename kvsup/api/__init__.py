@@ -1,0 +1,1 @@
+"""The HTTP edge: routes, handlers, one relay loop, one table of error answers."""

@@ -1,0 +1,78 @@
+"""Every exception of kvsup, by who must act.
+
+    KvsupError
+    ├── ConfigError          the operator: a file, key or flag is wrong
+    ├── RequestError         the client: the request is wrong
+    │   └── ModelNotFound    the client: no such model
+    ├── CapacityError        wait, or free memory
+    │   └── QueueFull        wait: too many requests wait already
+    ├── InstanceError        the operator: a llama-server does not run
+    │   └── InstanceFailed   it will not be tried again by itself
+    └── UpstreamError        a llama-server broke off in the middle of an answer
+
+Which HTTP status each becomes stands in ``kvsup/api/errors.py`` and nowhere else.
+"""
+
+from dataclasses import dataclass
+
+
+class KvsupError(Exception):
+    """The root of the tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a configuration, and what to write instead."""
+
+    source: str
+    """Path of the file as the operator gave it, or the name of an environment variable."""
+    line: int | None
+    """Line of the key, from 1; None where the problem has no line."""
+    key: str
+    """The dotted key, or an empty string where the whole file is meant."""
+    message: str
+    """What is wrong; what to write instead."""
+
+    def __str__(self) -> str:
+        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class ConfigError(KvsupError):
+    """A configuration cannot be used; carries every problem of every file."""
+
+    def __init__(self, problems: "tuple[Problem, ...] | str") -> None:
+        self.problems = () if isinstance(problems, str) else problems
+        super().__init__(problems if isinstance(problems, str) else "\n".join(map(str, problems)))
+
+
+class RequestError(KvsupError):
+    """A request is malformed, or asks for what this model cannot do."""
+
+
+class ModelNotFound(RequestError):  # noqa: N818 - the word clients know
+    """No model, alias or variant has this name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"model '{name}' not found")
+
+
+class CapacityError(KvsupError):
+    """The model does not fit now; the message says the numbers."""
+
+
+class QueueFull(CapacityError):  # noqa: N818 - as above
+    """As many requests wait as ``max_queue`` allows."""
+
+
+class InstanceError(KvsupError):
+    """A llama-server could not be started or did not become ready."""
+
+
+class InstanceFailed(InstanceError):
+    """An instance has given up: its cause is permanent, or it died too often."""
+
+
+class UpstreamError(KvsupError):
+    """A llama-server closed the connection before its answer was complete."""

@@ -1,0 +1,1 @@
+"""Everything kvsup knows about llama-server. Pure: bytes and dicts in, values out."""

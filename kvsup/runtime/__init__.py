@@ -1,0 +1,1 @@
+"""Processes, sockets and files: the only layer that waits."""

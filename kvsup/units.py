@@ -1,0 +1,102 @@
+"""Durations and sizes as people and Ollama write them."""
+
+import math
+import re
+
+FOREVER_S = math.inf
+"""A keep_alive that never ends."""
+
+_DURATION_UNITS_S = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)([a-zµμ]*)")
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?", re.IGNORECASE)
+
+
+def parse_duration(value: object) -> float:
+    """Return seconds for a number of seconds or a Go duration such as ``"1h30m"``.
+
+    Negative values mean for ever. The texts of the errors are Go's, since Ollama's clients see
+    them (api/types.go Duration, 2026-08).
+
+    Raises:
+        ValueError: the value is neither.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"Unsupported type: '{_go_type(value)}'")  # noqa: TRY004 - one error kind
+    if not isinstance(value, str):
+        return FOREVER_S if value < 0 else float(value)
+    text = value.strip()
+    negative = text.startswith("-")
+    rest = text[1:] if text[:1] in {"-", "+"} else text
+    if rest == "0":
+        return 0.0
+    if not rest:
+        raise ValueError(f'time: invalid duration "{text}"')
+    total_s, position = 0.0, 0
+    while position < len(rest):
+        part = _DURATION_PART.match(rest, position)
+        if part is None:
+            raise ValueError(f'time: invalid duration "{text}"')
+        number, unit = part.groups()
+        if not unit:
+            raise ValueError(f'time: missing unit in duration "{text}"')
+        if unit not in _DURATION_UNITS_S:
+            raise ValueError(f'time: unknown unit "{unit}" in duration "{text}"')
+        total_s += float(number) * _DURATION_UNITS_S[unit]
+        position = part.end()
+    return FOREVER_S if negative else total_s
+
+
+def format_duration(seconds: float) -> str:
+    """Return a short form that ``parse_duration`` reads back: ``1h30m``, ``2.5s``, ``-1``."""
+    if math.isinf(seconds):
+        return "-1"
+    if seconds < 60 or seconds != int(seconds):
+        return f"{seconds:g}s"
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, secs = divmod(rest, 60)
+    parts = ((hours, "h"), (minutes, "m"), (secs, "s"))
+    return "".join(f"{count}{unit}" for count, unit in parts if count)
+
+
+def parse_bytes(value: object) -> int:
+    """Return bytes for an integer or a size such as ``"8GiB"`` (powers of 1024) or ``"8GB"``.
+
+    Raises:
+        ValueError: the value is no size.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{value!r} is no size; write e.g. "8GiB" or a number of bytes')
+    number, unit = float(match[1]), (match[2] or "b").lower()
+    base = 1024 if "i" in unit else 1000
+    return int(number * base ** "bkmgt".index(unit[0]))
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Return a size with three digits that matter, in powers of 1024: ``23.9 MiB``."""
+    size = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def _go_type(value: object) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, dict):
+        return "map[string]interface {}"
+    return "[]interface {}" if isinstance(value, list) else type(value).__name__
