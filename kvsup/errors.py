@@ -8,6 +8,7 @@
     │   └── QueueFull        wait: too many requests wait already
     ├── InstanceError        the operator: a llama-server does not run
     │   └── InstanceFailed   it will not be tried again by itself
+    ├── EngineError          the client, mostly: a llama-server answered with an error
     └── UpstreamError        a llama-server broke off in the middle of an answer
 
 Which HTTP status each becomes stands in ``kvsup/api/errors.py`` and nowhere else.
@@ -70,9 +71,20 @@ class InstanceError(KvsupError):
     """A llama-server could not be started or did not become ready."""
 
 
-class InstanceFailed(InstanceError):
+class InstanceFailed(InstanceError):  # noqa: N818 - the state's name
     """An instance has given up: its cause is permanent, or it died too often."""
 
 
 class UpstreamError(KvsupError):
     """A llama-server closed the connection before its answer was complete."""
+
+
+class EngineError(KvsupError):
+    """A llama-server answered a request with an error, before or in the middle of a stream."""
+
+    def __init__(self, message: str, *, status: int = 500, body: bytes | None = None) -> None:
+        self.message = message
+        self.status = status
+        self.body = body
+        """The answer as it came, where it was a whole one."""
+        super().__init__(message)

@@ -31,7 +31,7 @@ def parse_duration(value: object) -> float:
         ValueError: the value is neither.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"Unsupported type: '{_go_type(value)}'")  # noqa: TRY004 - one error kind
+        raise ValueError(f"Unsupported type: '{_go_type(value)}'")
     if not isinstance(value, str):
         return FOREVER_S if value < 0 else float(value)
     text = value.strip()

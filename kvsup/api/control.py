@@ -1,0 +1,110 @@
+"""kvsup's own endpoints, ``/kvsup/*``: what its command line asks a running kvsup.
+
+They change what others see, so only a client on this machine may call them.
+"""
+
+import ipaddress
+import math
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from kvsup.api.exchange import JSON, Exchange
+from kvsup.errors import ConfigError, RequestError
+from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.instance import Instance
+
+_TEXT = b"text/plain; charset=utf-8"
+
+
+class _Named(msgspec.Struct):
+    model: str
+
+
+class ControlHandlers:
+    """Management of one fleet."""
+
+    def __init__(self, fleet: Fleet, *, reload: Callable[[], None]) -> None:
+        self._fleet = fleet
+        self._reload = reload
+
+    async def models(self, exchange: Exchange) -> None:
+        """Answer ``GET /kvsup/models``: every model with its state."""
+        _check_local(exchange)
+        now_s = time.monotonic()
+        models = [_described(instance, now_s) for instance in self._fleet.instances()]
+        answer = {"models": models, "waiting": self._fleet.n_waiting}
+        await exchange.answer(msgspec.json.encode(answer))
+
+    async def stop(self, exchange: Exchange) -> None:
+        """Answer ``POST /kvsup/stop``: unload once idle."""
+        _check_local(exchange)
+        stopping = self._fleet.unload(_name(exchange), "asked by kvsup stop")
+        await exchange.answer(msgspec.json.encode({"stopping": stopping}))
+
+    async def reset(self, exchange: Exchange) -> None:
+        """Answer ``POST /kvsup/reset``: end FAILED, forget the deaths."""
+        _check_local(exchange)
+        self._fleet.reset(_name(exchange))
+        await exchange.answer(b"{}")
+
+    async def reload(self, exchange: Exchange) -> None:
+        """Answer ``POST /kvsup/reload``: read the configuration again; 400 with every problem."""
+        _check_local(exchange)
+        try:
+            self._reload()
+        except ConfigError as error:
+            body = msgspec.json.encode({"error": str(error)})
+            await exchange.answer(body, status=400, content_type=JSON)
+            return
+        await exchange.answer(b"{}")
+
+    async def logs(self, exchange: Exchange) -> None:
+        """Answer ``GET /kvsup/logs/NAME``: its last lines, with ``follow`` each new one too."""
+        _check_local(exchange)
+        query = exchange.request.query_params
+        logbook = self._fleet.instance(exchange.request.path_params["name"]).logbook
+        n_lines = int(query["lines"]) if query.get("lines", "").isdigit() else 100
+        await exchange.start(_TEXT)
+        if "follow" not in query:
+            await exchange.end("".join(f"{line}\n" for line in logbook.tail(n_lines)).encode())
+            return
+        async for line in logbook.follow():
+            await exchange.write(f"{line}\n".encode())
+
+
+def _described(instance: Instance, now_s: float) -> dict[str, object]:
+    snapshot = instance.snapshot()
+    left_s = snapshot.idle_until_s - now_s
+    k_bytes, v_bytes = snapshot.kv_bytes or (None, None)
+    return {
+        "name": snapshot.name,
+        "state": snapshot.state.value,
+        "kv_cache_type": str(instance.plan.model.kv_cache_type),
+        "num_ctx": instance.plan.model.num_ctx,
+        "num_parallel": instance.plan.model.num_parallel,
+        "in_flight": snapshot.leases,
+        "pid": snapshot.pid,
+        "deaths": snapshot.n_deaths,
+        "failure": snapshot.failure,
+        "size_bytes": snapshot.size_bytes,
+        "size_vram_bytes": snapshot.vram_bytes,
+        "k_bytes": k_bytes,
+        "v_bytes": v_bytes,
+        "idle_in_s": None if math.isinf(left_s) else round(left_s, 1),
+        "source": instance.plan.model.source,
+    }
+
+
+def _name(exchange: Exchange) -> str:
+    try:
+        return msgspec.json.decode(exchange.body, type=_Named).model
+    except msgspec.DecodeError as error:
+        raise RequestError(f'{error}; write {{"model": "NAME"}}') from error
+
+
+def _check_local(exchange: Exchange) -> None:
+    client = exchange.request.client
+    if client is None or not ipaddress.ip_address(client.host.split("%")[0]).is_loopback:
+        raise RequestError("kvsup's own endpoints answer only clients on this machine")

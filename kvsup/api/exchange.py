@@ -1,0 +1,135 @@
+"""One request and its answer on ASGI, and the frame that notices when the client leaves.
+
+uvicorn's ``send`` returns silently once the client is gone; only ``receive`` tells. So every
+generating endpoint runs beside a task that waits for ``http.disconnect`` and then cancels it, in
+the queue, in the load, in the prompt and in the stream alike.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+import anyio
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from kvsup.api.errors import OLLAMA, ErrorShape, status_of
+from kvsup.errors import EngineError, KvsupError, RequestError
+
+logger = logging.getLogger(__name__)
+
+JSON = b"application/json; charset=utf-8"
+NDJSON = b"application/x-ndjson"
+SSE = b"text/event-stream"
+
+Header = tuple[bytes, bytes]
+
+
+class Exchange:
+    """A request whose body has been read, and the answer to it."""
+
+    def __init__(self, request: Request, body: bytes, send: Send) -> None:
+        self.request = request
+        self.body = body
+        self.is_started = False
+        self._send = send
+
+    async def start(
+        self, content_type: bytes, *, status: int = 200, headers: Iterable[Header] = ()
+    ) -> None:
+        """Send the head of the answer."""
+        self.is_started = True
+        fields = [(b"content-type", content_type), *headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": fields})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body; waits while the client reads slowly."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last piece of the body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def answer(self, data: bytes, *, status: int = 200, content_type: bytes = JSON) -> None:
+        """Send a whole answer."""
+        length = (b"content-length", str(len(data)).encode())
+        await self.start(content_type, status=status, headers=[length])
+        await self.end(data)
+
+    async def fail(self, error: KvsupError, shape: ErrorShape) -> None:
+        """Tell the client what went wrong: as a status, or as the last event of a stream."""
+        text = error.message if isinstance(error, EngineError) else str(error)
+        body = shape.body(text, status_of(error))
+        if self.is_started:
+            await self.end(shape.last_event(body))
+        elif isinstance(error, EngineError) and error.body and shape is not OLLAMA:
+            await self.answer(error.body, status=error.status)
+        else:
+            await self.answer(body, status=status_of(error))
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class Endpoint:
+    """An ASGI application around a handler: body read and bounded, client watched, errors told."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        shape: ErrorShape = OLLAMA,
+        max_body_bytes: int,
+    ) -> None:
+        self._handler = handler
+        self._shape = shape
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = Exchange(Request(scope), b"", send)
+        try:
+            exchange.body = await self._read_body(exchange.request, receive)
+        except RequestError as error:
+            await exchange.answer(self._shape.body(str(error), 413), status=413)
+            return
+        except ConnectionError:
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+            await self._handle(exchange)
+            tasks.cancel_scope.cancel()
+
+    async def _handle(self, exchange: Exchange) -> None:
+        try:
+            await self._handler(exchange)
+        except KvsupError as error:
+            logger.debug("%s: %s", exchange.request.url.path, error)
+            await exchange.fail(error, self._shape)
+        except Exception as error:  # the last line: a bug must not end a stream as if it were whole
+            logger.exception("%s: a bug in kvsup", exchange.request.url.path)
+            await exchange.fail(KvsupError(f"internal error: {error!r}"), self._shape)
+
+    async def _read_body(self, request: Request, receive: Receive) -> bytes:
+        too_large = RequestError(f"request body is larger than {self._max_body_bytes} bytes")
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
+            raise too_large
+        chunks: list[bytes] = []
+        n_bytes, more = 0, True
+        while more:
+            message: Message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client left while it sent its request")
+            chunk = message.get("body", b"")
+            n_bytes += len(chunk)
+            if n_bytes > self._max_body_bytes:
+                raise too_large
+            chunks.append(chunk)
+            more = message.get("more_body", False)
+        return b"".join(chunks)
+
+
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

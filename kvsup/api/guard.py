@@ -1,0 +1,72 @@
+"""Refuse foreign web pages and rebound names before anything is routed, by Ollama's rules."""
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kvsup.ollama.access import OriginRules, host_allowed
+
+
+class Guard:
+    """An ASGI layer around the routes: first the Origin, then the Host."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        origins: OriginRules,
+        bound_to_loopback: bool,
+        own_names: Collection[str],
+        own_addresses: Collection[str],
+    ) -> None:
+        self._app = app
+        self._origins = origins
+        self._bound_to_loopback = bound_to_loopback
+        self._own_names = own_names
+        self._own_addresses = own_addresses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 403 (204 for an allowed preflight) without a body."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if origin is None:
+            extra: list[tuple[str, str]] = []
+        elif not self._origins.allows(origin, host):
+            await _answer(send, 403, [])
+            return
+        elif scope["method"] == "OPTIONS" and (extra := self._origins.headers(origin, host)):
+            await _answer(send, 204, self._origins.preflight_headers(origin))
+            return
+        else:
+            extra = self._origins.headers(origin, host)
+        if not host_allowed(
+            host,
+            bound_to_loopback=self._bound_to_loopback,
+            own_names=self._own_names,
+            own_addresses=self._own_addresses,
+        ):
+            await _answer(send, 403, extra)
+            return
+        await self._app(scope, receive, _adding(send, extra) if extra else send)
+
+
+def _adding(send: Send, extra: list[tuple[str, str]]) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=list(message["headers"]))
+            for name, value in extra:
+                headers[name] = value
+            message = {**message, "headers": headers.raw}
+        await send(message)
+
+    return send_with_headers
+
+
+async def _answer(send: Send, status: int, headers: list[tuple[str, str]]) -> None:
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,225 @@
+"""Ollama's generating endpoints: decode, lease, relay."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from kvsup import __version__
+from kvsup.api import listing
+from kvsup.api.exchange import JSON, NDJSON, Exchange, Header
+from kvsup.api.relay import Answer, relay
+from kvsup.errors import EngineError, ModelNotFound, RequestError
+from kvsup.llama.wire import error_message
+from kvsup.ollama import catalog, embeddings, requests, to_llama
+from kvsup.ollama.from_llama import ChatReplies, Folded, GenerateReplies
+from kvsup.ollama.names import valid_name
+from kvsup.ollama.ndjson import encode
+from kvsup.ollama.to_llama import LlamaCall
+from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.instance import Instance
+from kvsup.runtime.upstream import Response
+
+Replies = ChatReplies | GenerateReplies
+
+
+class OllamaHandlers:
+    """``/api/*`` on one fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def chat(self, exchange: Exchange) -> None:
+        """Answer ``POST /api/chat``."""
+        request = requests.decode_chat(exchange.body)
+        if not request.model:
+            raise RequestError("model is required")
+        model = self._known(request.model).plan.model
+        if request.is_unload:
+            self._fleet.unload(request.model, "asked by a client")
+            await _done(exchange, catalog.chat_done(request.model, reason="unload", now_ns=_now()))
+            return
+        call = None
+        if not request.is_load_only:
+            call = to_llama.chat_body(
+                request,
+                model=model.name,
+                system=model.system,
+                options=model.options,
+                num_ctx=model.num_ctx,
+            )
+        await self._run(
+            exchange,
+            request,
+            call,
+            loaded=lambda: catalog.chat_done(request.model, reason="load", now_ns=_now()),
+            make_replies=lambda: ChatReplies(request.model, top_logprobs=request.top_logprobs),
+        )
+
+    async def generate(self, exchange: Exchange) -> None:
+        """Answer ``POST /api/generate``."""
+        request = requests.decode_generate(exchange.body)
+        model = self._known(request.model).plan.model
+        if request.is_unload:
+            self._fleet.unload(request.model, "asked by a client")
+            reply = catalog.generate_done(request.model, reason="unload", now_ns=_now())
+            await _done(exchange, reply)
+            return
+        call = None
+        if not request.is_load_only:
+            call = to_llama.generate_body(
+                request,
+                model=model.name,
+                system=model.system,
+                options=model.options,
+                num_ctx=model.num_ctx,
+            )
+        await self._run(
+            exchange,
+            request,
+            call,
+            loaded=lambda: catalog.generate_done(request.model, reason="load", now_ns=_now()),
+            make_replies=lambda: GenerateReplies(request.model, top_logprobs=request.top_logprobs),
+        )
+
+    async def embed(self, exchange: Exchange) -> None:
+        """Answer ``POST /api/embed``."""
+        started_ns = time.monotonic_ns()
+        request = requests.decode_embed(exchange.body)
+        _check_grammar(request.model)
+        texts = request.texts()
+        async with self._fleet.lease(request.model, keep_alive_s=request.keep_alive_s) as instance:
+            body = await self._embeddings(instance, texts) if texts else None
+            load_ns = time.monotonic_ns() - started_ns
+        if body is None:
+            await exchange.answer(encode(embeddings.embed_done(request.model)))
+            return
+        reply = embeddings.embed_reply(
+            body,
+            model=request.model,
+            dimensions=request.dimensions,
+            total_ns=time.monotonic_ns() - started_ns,
+            load_ns=load_ns,
+        )
+        await exchange.answer(reply)
+
+    async def embeddings(self, exchange: Exchange) -> None:
+        """Answer ``POST /api/embeddings``, the older form for one text."""
+        request = requests.decode_embeddings(exchange.body)
+        if not request.model:
+            raise RequestError("model is required")
+        _check_grammar(request.model)
+        async with self._fleet.lease(request.model, keep_alive_s=request.keep_alive_s) as instance:
+            if request.is_load_only:
+                await instance.ready()
+                await exchange.answer(encode({"embedding": []}))
+                return
+            body = await self._embeddings(instance, (request.prompt,))
+        await exchange.answer(embeddings.embeddings_reply(body))
+
+    async def show(self, exchange: Exchange) -> None:
+        """Answer ``POST /api/show``."""
+        request = requests.decode_show(exchange.body)
+        if not request.model:
+            raise RequestError("model is required")
+        plan = self._known(request.model).plan
+        await exchange.answer(encode(listing.show(plan, request)))
+
+    async def tags(self, exchange: Exchange) -> None:
+        """Answer ``GET /api/tags``."""
+        entries = [listing.catalog_entry(plan) for plan in self._fleet.plans()]
+        await exchange.answer(encode(catalog.tags(entries)))
+
+    async def ps(self, exchange: Exchange) -> None:
+        """Answer ``GET /api/ps``."""
+        entries = listing.running_entries(
+            self._fleet.loaded(), now_s=time.monotonic(), now_ns=_now()
+        )
+        await exchange.answer(encode(catalog.ps(entries)))
+
+    async def version(self, exchange: Exchange) -> None:
+        """Answer ``GET /api/version``."""
+        version = {**catalog.version(listing.OLLAMA_VERSION), "kvsup": __version__}
+        await exchange.answer(encode(version))
+
+    def _known(self, name: str) -> Instance:
+        _check_grammar(name)
+        return self._fleet.instance(name)
+
+    async def _run(
+        self,
+        exchange: Exchange,
+        request: requests.ChatRequest | requests.GenerateRequest,
+        call: LlamaCall | None,
+        *,
+        loaded: Callable[[], dict[str, object]],
+        make_replies: Callable[[], Replies],
+    ) -> None:
+        started_ns = time.monotonic_ns()
+        async with self._fleet.lease(
+            request.model, keep_alive_s=request.keep_alive_s, slots=1 if call else 0
+        ) as instance:
+            await instance.ready()
+            load_ns = time.monotonic_ns() - started_ns
+            if call is None:
+                await _done(exchange, loaded())
+                return
+
+            def make_answer(_response: Response) -> Answer:
+                replies = make_replies()
+                return _OllamaAnswer(
+                    replies if request.stream else Folded(replies),
+                    NDJSON if request.stream else JSON,
+                    started_ns=started_ns,
+                    load_ns=load_ns,
+                )
+
+            body = msgspec.json.encode(call.body)
+            await relay(exchange, instance, path=call.path, body=body, make_answer=make_answer)
+
+    async def _embeddings(self, instance: Instance, texts: tuple[str, ...]) -> bytes:
+        call = to_llama.embed_body(texts, model=instance.plan.name)
+        upstream = await instance.ready()
+        status, body = await upstream.fetch("POST", call.path, body=msgspec.json.encode(call.body))
+        if status >= 400:
+            raise EngineError(error_message(body), status=status, body=body)
+        return body
+
+
+class _OllamaAnswer:
+    """Replies with the clock that they need."""
+
+    headers: tuple[Header, ...] = ()
+
+    def __init__(
+        self, replies: Replies | Folded, content_type: bytes, *, started_ns: int, load_ns: int
+    ) -> None:
+        self.content_type = content_type
+        self._replies = replies
+        self._started_ns = started_ns
+        self._load_ns = load_ns
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the lines for ``data``."""
+        return self._replies.feed(data, time.time_ns())
+
+    def finish(self) -> bytes:
+        """Return the last line, or the whole folded object."""
+        total_ns = time.monotonic_ns() - self._started_ns
+        return self._replies.finish(time.time_ns(), total_ns=total_ns, load_ns=self._load_ns)
+
+
+async def _done(exchange: Exchange, reply: dict[str, object]) -> None:
+    await exchange.answer(encode(reply))
+
+
+def _check_grammar(name: str) -> None:
+    """Raise as Ollama does for a name that no model can have; an empty one is just not found."""
+    if not name:
+        raise ModelNotFound(name)
+    if not valid_name(name):
+        raise RequestError("invalid model name")
+
+
+def _now() -> int:
+    return time.time_ns()

@@ -1,0 +1,89 @@
+"""The one loop from a llama-server's answer to the client's, for every API."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from kvsup.api.exchange import Exchange, Header
+from kvsup.errors import EngineError, UpstreamError
+from kvsup.llama.wire import error_message
+from kvsup.runtime.instance import Instance
+from kvsup.runtime.upstream import Response, Upstream
+
+
+class Answer(Protocol):
+    """Turns upstream bytes into the client's; one object an attempt."""
+
+    content_type: bytes
+    headers: tuple[Header, ...]
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what to send for ``data``, empty if nothing yet."""
+
+    def finish(self) -> bytes:
+        """Return what to send at the end."""
+
+
+async def relay(
+    exchange: Exchange,
+    instance: Instance,
+    *,
+    path: str,
+    body: bytes,
+    make_answer: Callable[[Response], Answer],
+) -> None:
+    """Post ``body`` to the leased ``instance`` and send its answer to the client.
+
+    If the process dies before the client has had a byte, the request is posted once more to its
+    successor, unseen by the client.
+
+    Raises:
+        EngineError: llama-server answered with an error.
+        UpstreamError: it broke off.
+        InstanceError: it does not come up.
+    """
+    upstream = await instance.ready()
+    try:
+        await _attempt(exchange, upstream, path, body, make_answer)
+    except UpstreamError:
+        if exchange.is_started:
+            raise
+        upstream = await instance.ready(after=upstream)
+        await _attempt(exchange, upstream, path, body, make_answer)
+
+
+async def _attempt(
+    exchange: Exchange,
+    upstream: Upstream,
+    path: str,
+    body: bytes,
+    make_answer: Callable[[Response], Answer],
+) -> None:
+    headers = ((b"content-type", b"application/json"),)
+    async with upstream.stream("POST", path, headers=headers, body=body) as response:
+        if response.status >= 400:
+            text = await _whole(response)
+            raise EngineError(error_message(text), status=response.status, body=text)
+        await copy(exchange, response, make_answer(response))
+
+
+async def copy(
+    exchange: Exchange, response: Response, answer: Answer, *, status: int = 200
+) -> None:
+    """Send what ``answer`` makes of ``response``; events that came together leave together."""
+    while data := await response.read():
+        out = answer.feed(data)
+        if out:
+            if not exchange.is_started:
+                await exchange.start(answer.content_type, status=status, headers=answer.headers)
+            await exchange.write(out)
+    rest = answer.finish()
+    if not exchange.is_started:
+        await exchange.start(answer.content_type, status=status, headers=answer.headers)
+    await exchange.end(rest)
+
+
+async def _whole(response: Response) -> bytes:
+    parts = []
+    while part := await response.read():
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,82 @@
+"""Ask a running kvsup; its address comes from kvsup.toml and the environment, as ``run`` has it."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+import tomli
+import typer
+
+from kvsup.decode import Source, decode_host
+from kvsup.environment import read_environment
+from kvsup.errors import KvsupError
+from kvsup.runtime.paths import HOST_FILE, address_file, config_dir, state_dir, url_of
+
+
+def get(path: str) -> Any:
+    """Return the JSON answer of a GET."""
+    return _checked(_send("GET", path)).json()
+
+
+def post(path: str, body: Mapping[str, object]) -> Any:
+    """Return the JSON answer of a POST."""
+    return _checked(_send("POST", path, json=dict(body))).json()
+
+
+def lines(path: str, *, lines: int, follow: bool) -> Iterator[str]:
+    """Yield the lines of a text answer as they come."""
+    query: dict[str, str] = {"lines": str(lines), **({"follow": "1"} if follow else {})}
+    try:
+        with _client() as client, client.stream("GET", path, params=query) as answer:
+            if answer.is_error:
+                answer.read()
+            yield from _checked(answer).iter_lines()
+    except httpx.TransportError as error:
+        raise _unreachable(error) from error
+
+
+def base_url() -> str:
+    """Return the address of the kvsup that runs, else the one that it would listen on."""
+    environment = read_environment(os.environ)
+    below = Source("environment", environment.table, spelling=environment.spelling)
+    path = config_dir(None) / HOST_FILE
+    own = None
+    if path.is_file():
+        text = path.read_text("utf-8")
+        own = Source(str(path), tomli.loads(text), text)
+    host, _ = decode_host(own, below)
+    try:
+        return address_file(state_dir(host.state_dir)).read_text("utf-8")
+    except OSError:
+        return url_of(host.host, host.port)
+
+
+def _client() -> httpx.Client:
+    """Return a client that waits for answers: a log can be silent for hours."""
+    waiting = httpx.Timeout(None, connect=5.0)
+    return httpx.Client(base_url=base_url(), timeout=waiting, trust_env=False)
+
+
+def _send(method: str, path: str, **arguments: Any) -> httpx.Response:
+    try:
+        with _client() as client:
+            return client.request(method, path, **arguments)
+    except httpx.TransportError as error:
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: httpx.TransportError) -> typer.Exit:
+    reason = f"no kvsup answers on {base_url()}: {error}; start it: kvsup run"
+    typer.echo(f"kvsup: {reason}", err=True)
+    return typer.Exit(3)
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if answer.is_error:
+        try:
+            message = answer.json()["error"]
+        except (ValueError, KeyError):
+            message = f"HTTP {answer.status_code}: {answer.text}"
+        raise KvsupError(str(message))
+    return answer

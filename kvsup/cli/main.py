@@ -1,0 +1,238 @@
+"""The commands of ``kvsup``. Heavy modules are imported by the command that needs them.
+
+Exit codes: 0 done; 1 it failed, with the reason on stderr; 2 the configuration or the command line
+is wrong; 3 no kvsup answers on the address; 130 interrupted.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from kvsup import __version__
+from kvsup.errors import ConfigError, KvsupError
+
+if TYPE_CHECKING:
+    from kvsup.plan import Plan
+    from kvsup.runtime.configdir import Configuration
+
+app = typer.Typer(
+    name="kvsup",
+    help="Supervise llama-server: the right KV cache types per model, behind Ollama's API.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigDir = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Folder of TOML files; default: $KVSUP_CONFIG_DIR, ./configs, ~/.config/kvsup.",
+        show_default=False,
+    ),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Folder of TOML files.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Model = Annotated[str, typer.Argument(help="Name of a model.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), code=2)
+    except KvsupError as error:
+        _fail(str(error), code=1)
+
+
+@app.command()
+def run(
+    config_dir: ConfigDir = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error.", show_default=False)
+    ] = None,
+) -> None:
+    """Serve the models of a configuration folder until a signal ends it."""
+    from kvsup import serve
+
+    configuration = _configuration(config_dir)
+    _log_to_stderr(log_level or configuration.host.log_level)
+    serve.run(configuration, os.environ)
+
+
+@app.command()
+def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
+    """Check every file of a configuration folder; exit code 2 with all problems if any."""
+    try:
+        configuration = _configuration(config_dir)
+    except ConfigError as error:
+        if not as_json:
+            raise
+        problems = [
+            {"source": p.source, "line": p.line, "key": p.key, "message": p.message}
+            for p in error.problems
+        ]
+        typer.echo(json.dumps({"problems": problems or [{"message": str(error)}]}))
+        raise typer.Exit(2) from error
+    if as_json:
+        typer.echo(json.dumps({"problems": []}))
+        return
+    for plan in configuration.plans:
+        typer.echo(f"{plan.name}: {plan.model.kv_cache_type}, {plan.model.num_ctx} tokens: fine")
+
+
+@app.command()
+def argv(
+    model: Model,
+    config: ConfigOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the exact command line that ``run`` spawns for a model."""
+    import shlex
+
+    plan = _plan(model, config)
+    typer.echo(json.dumps(list(plan.argv)) if as_json else shlex.join(plan.argv))
+
+
+@app.command(name="list")
+def list_models(config: ConfigOption = None, as_json: AsJson = False) -> None:
+    """List the configured models with the KV bytes that each will take."""
+    from kvsup.cli import tables
+
+    tables.show_plans(_configuration(config).plans, as_json=as_json)
+
+
+@app.command()
+def ps(as_json: AsJson = False) -> None:
+    """Show every model of the running kvsup with its state and measured bytes."""
+    from kvsup.cli import client, tables
+
+    tables.show_states(client.get("/kvsup/models"), as_json=as_json)
+
+
+@app.command()
+def show(model: Model, config: ConfigOption = None, as_json: AsJson = False) -> None:
+    """Show what is configured for a model and what it will take."""
+    from kvsup.cli import tables
+
+    tables.show_plan(_plan(model, config), as_json=as_json)
+
+
+@app.command()
+def stop(model: Model) -> None:
+    """Unload a model of the running kvsup once its requests have ended."""
+    from kvsup.cli import client
+
+    stopping = client.post("/kvsup/stop", {"model": model})["stopping"]
+    typer.echo(f"{model}: {'stopping' if stopping else 'was not loaded'}")
+
+
+@app.command()
+def reset(model: Model) -> None:
+    """Let a model that has given up start again."""
+    from kvsup.cli import client
+
+    client.post("/kvsup/reset", {"model": model})
+    typer.echo(f"{model}: reset")
+
+
+@app.command()
+def reload() -> None:
+    """Have the running kvsup read its configuration again; a wrong one changes nothing."""
+    from kvsup.cli import client
+
+    client.post("/kvsup/reload", {})
+    typer.echo("configuration read again")
+
+
+@app.command()
+def logs(
+    model: Model,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Last lines to print.")] = 100,
+) -> None:
+    """Print the log of a model's llama-server."""
+    from kvsup.cli import client
+
+    for line in client.lines(f"/kvsup/logs/{model}", lines=lines, follow=follow):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
+    """Say what kvsup finds: binary, build, KV types, devices, configuration, port, variables."""
+    from kvsup.cli.doctor import examine
+
+    healthy = examine(config_dir, as_json=as_json)
+    raise typer.Exit(0 if healthy else 1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def setup(context: typer.Context) -> None:
+    """Fetch a llama-server and the demo model into the user's cache; see setup --help."""
+    from kvsup.cli.setup import fetch
+
+    raise typer.Exit(fetch(context.args))
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(help="model or host.", show_default=False)],
+) -> None:
+    """Print the JSON Schema of a model's file or of kvsup.toml, for editors."""
+    from kvsup.schema import host_schema, model_schema
+
+    schemas = {"model": model_schema, "host": host_schema}
+    if kind not in schemas:
+        raise typer.BadParameter("write model or host")
+    typer.echo(json.dumps(schemas[kind](), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    typer.echo(json.dumps({"version": __version__}) if as_json else f"kvsup {__version__}")
+
+
+def _configuration(folder: Path | None) -> "Configuration":
+    from kvsup.runtime.configdir import read_configuration
+    from kvsup.runtime.paths import config_dir
+
+    return read_configuration(config_dir(str(folder) if folder else None), os.environ)
+
+
+def _plan(name: str, folder: Path | None) -> "Plan":
+    from kvsup.ollama.names import lookup_keys
+
+    plans = _configuration(folder).plans
+    wanted = lookup_keys(name)[:1]
+    for plan in plans:
+        for own in (plan.name, *plan.model.aliases):
+            if lookup_keys(own)[:1] == wanted:
+                return plan
+    raise KvsupError(f"no model {name!r}; there are {', '.join(plan.name for plan in plans)}")
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=getattr(logging, level.upper(), logging.INFO),
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+
+
+def _fail(message: str, *, code: int) -> NoReturn:
+    typer.echo(f"kvsup: {message}" if "\n" not in message else message, err=True)
+    raise SystemExit(code)

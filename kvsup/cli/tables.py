@@ -1,0 +1,126 @@
+"""Print plans and states as tables, or as JSON for scripts."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kvsup.config import canonical
+from kvsup.plan import Plan
+from kvsup.units import format_bytes, format_duration
+
+
+def show_plans(plans: Iterable[Plan], *, as_json: bool) -> None:
+    """Print one line a model: what is configured and what it will take."""
+    if as_json:
+        typer.echo(json.dumps([_plan(plan) for plan in plans]))
+        return
+    table = _table("MODEL", "KV-CACHE", "CONTEXT", "K", "V", "WEIGHTS", "KEEP-ALIVE")
+    for plan in plans:
+        table.add_row(
+            plan.name,
+            str(plan.model.kv_cache_type),
+            _context(plan.model.num_parallel, plan.model.num_ctx),
+            format_bytes(plan.estimate.k_bytes),
+            format_bytes(plan.estimate.v_bytes),
+            format_bytes(plan.estimate.weights_bytes),
+            format_duration(plan.model.keep_alive_s),
+        )
+    _console().print(table)
+
+
+def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
+    """Print the answer of ``GET /kvsup/models``."""
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    table = _table(
+        "MODEL", "STATE", "KV CACHE", "CONTEXT", "K", "V", "SIZE", "BUSY", "UNTIL", "PID"
+    )
+    for model in answer["models"]:
+        loaded = model["pid"] is not None
+        table.add_row(
+            model["name"],
+            model["state"],
+            model["kv_cache_type"],
+            _context(model["num_parallel"], model["num_ctx"]),
+            format_bytes(model["k_bytes"]) if loaded and model["k_bytes"] else "-",
+            format_bytes(model["v_bytes"]) if loaded and model["v_bytes"] else "-",
+            format_bytes(model["size_bytes"]) if loaded else "-",
+            str(model["in_flight"]),
+            _until(model) if loaded else "-",
+            str(model["pid"] or "-"),
+        )
+    console = _console()
+    console.print(table)
+    for model in answer["models"]:
+        if model["failure"]:
+            console.print(f"{model['name']}: {model['failure']}", highlight=False)
+    if answer["waiting"]:
+        console.print(f"{answer['waiting']} requests wait")
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print everything that is known of a model before it runs."""
+    if as_json:
+        typer.echo(json.dumps({**_plan(plan), "config": canonical(plan.model)}))
+        return
+    metadata = plan.file.metadata
+    rows = {
+        "model": plan.name,
+        "from": plan.model.source,
+        "weights": f"{plan.model.model} ({format_bytes(plan.file.size_bytes)})",
+        "architecture": f"{metadata.architecture}, {metadata.file_type}",
+        "KV cache": f"K {plan.model.kv_cache_type.k} {format_bytes(plan.estimate.k_bytes)}, "
+        f"V {plan.model.kv_cache_type.v} {format_bytes(plan.estimate.v_bytes)}"
+        + ("" if plan.estimate.is_exact else " (a guess: known only after a load)"),
+        "context": _context(plan.model.num_parallel, plan.model.num_ctx),
+        "memory": f"{format_bytes(plan.size_bytes)} in all",
+        "llama-server": f"{plan.binary.path} ({plan.binary.label})",
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    _console().print(table)
+
+
+def _plan(plan: Plan) -> dict[str, object]:
+    return {
+        "name": plan.name,
+        "model": plan.model.model,
+        "kv_cache_type": str(plan.model.kv_cache_type),
+        "num_ctx": plan.model.num_ctx,
+        "num_parallel": plan.model.num_parallel,
+        "k_bytes": plan.estimate.k_bytes,
+        "v_bytes": plan.estimate.v_bytes,
+        "weights_bytes": plan.estimate.weights_bytes,
+        "size_bytes": plan.size_bytes,
+        "is_exact": plan.estimate.is_exact,
+        "source": plan.model.source,
+    }
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _context(n_parallel: int, n_ctx: int) -> str:
+    return f"{n_parallel} x {n_ctx}"
+
+
+def _until(model: dict[str, Any]) -> str:
+    if model["in_flight"]:
+        return "busy"
+    return "-" if model["idle_in_s"] is None else f"{max(0, round(model['idle_in_s']))} s"
+
+
+def _console() -> Console:
+    """Return a console that never cuts: a pipe has no width."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=250)

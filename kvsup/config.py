@@ -1,0 +1,192 @@
+"""What a person can configure: one TOML file a model, and ``kvsup.toml`` for the host.
+
+The types here are the only place where a default is written. Field names carry units; the name in
+the TOML file is given by ``name=`` where it differs. Texts and values are decoded in
+``kvsup/decode.py``; the JSON Schemas for editors come from these same types (``kvsup/schema.py``).
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from kvsup.kvtypes import F16, KVPair
+
+Kind = Literal["duration", "size", "pair"]
+
+
+def _kind(kind: Kind, description: str) -> Meta:
+    """Mark a field whose TOML value is a text that ``decode.py`` parses."""
+    return Meta(description=description, extra={"kind": kind})
+
+
+def _doc(description: str) -> Meta:
+    return Meta(description=description)
+
+
+FlashAttention = Literal["auto", "on", "off"]
+Switch = Literal["auto", "on", "off"]
+OptionValue = int | float | bool | str | list[str]
+
+
+class RestartConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What happens when a llama-server dies unasked (``[restart]``)."""
+
+    policy: Annotated[
+        Literal["on-failure", "never"], _doc("Restart a llama-server that died, or leave it.")
+    ] = "on-failure"
+    min_delay_s: Annotated[float, _kind("duration", "Wait before the first restart.")] = field(
+        default=1.0, name="min_delay"
+    )
+    max_delay_s: Annotated[float, _kind("duration", "Longest wait between restarts.")] = field(
+        default=60.0, name="max_delay"
+    )
+    max_deaths: Annotated[int, Meta(ge=1, description="Deaths in the window before giving up.")] = 5
+    window_s: Annotated[float, _kind("duration", "Window in which deaths are counted.")] = field(
+        default=600.0, name="window"
+    )
+    min_uptime_s: Annotated[
+        float, _kind("duration", "Time ready after which the wait starts small again.")
+    ] = field(default=30.0, name="min_uptime")
+
+
+class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model, or one variant of it, as one kind of llama-server process serves it."""
+
+    name: Annotated[str, _doc("Name that clients use; the file's stem if absent.")] = ""
+    aliases: Annotated[tuple[str, ...], _doc("Other names for the same model.")] = ()
+    model: Annotated[
+        str,
+        _doc(
+            "GGUF file: a path (~ or relative to this file), the first of a split, or kvsup:NAME."
+        ),
+    ]
+    mmproj: Annotated[str | None, _doc("Projector GGUF for images or audio.")] = None
+    kv_cache_type: Annotated[
+        KVPair,
+        _kind("pair", 'KV cache types as "type_k:type_v", or one type for both, e.g. "q8_0:q5_1".'),
+    ] = F16
+    num_ctx: Annotated[int, Meta(ge=4, description="Tokens that one request may use.")] = 4096
+    num_parallel: Annotated[
+        int, Meta(ge=1, le=256, description="Requests served at once, each with num_ctx tokens.")
+    ] = 1
+    kv_unified: Annotated[
+        bool, _doc("One KV pool for all slots instead of a part of its own for each.")
+    ] = False
+    swa_full: Annotated[
+        bool, _doc("Full-size cache for sliding-window layers: more memory, reusable prefixes.")
+    ] = False
+    keep_alive_s: Annotated[
+        float, _kind("duration", 'Time in memory after the last request; "-1" for ever, 0 none.')
+    ] = field(default=300.0, name="keep_alive")
+    flash_attention: Annotated[
+        FlashAttention, _doc("Flash attention; a quantized V cache needs it (auto turns it on).")
+    ] = "auto"
+    gpu_layers: Annotated[
+        int | None, Meta(description="Layers on the GPU; absent: as many as fit.")
+    ] = None
+    threads: Annotated[int | None, Meta(description="CPU threads; absent: one per core.")] = None
+    batch_size: Annotated[
+        int, Meta(ge=1, description="Prompt tokens a step; a leaving client waits for one step.")
+    ] = 512
+    ubatch_size: Annotated[int, Meta(ge=1, description="Prompt tokens computed at once.")] = 512
+    prompt_cache_bytes: Annotated[
+        int, _kind("size", "Host memory for prompts that lost their slot; 0 for none.")
+    ] = field(default=1 << 30, name="prompt_cache")
+    system: Annotated[str | None, _doc("System prompt for requests without one.")] = None
+    template: Annotated[str | None, _doc("Jinja chat template file instead of the GGUF's.")] = None
+    reasoning: Annotated[Switch, _doc("Thinking, for models that can.")] = "auto"
+    embedding: Annotated[
+        Switch, _doc("Serve embeddings: auto for embedding models, on for a chat model too.")
+    ] = "auto"
+    options: Annotated[
+        dict[str, OptionValue], _doc("Ollama options that requests start from, e.g. temperature.")
+    ] = field(default_factory=dict)
+    extra_args: Annotated[
+        tuple[str, ...], _doc("More llama-server arguments, one string each.")
+    ] = ()
+    env: Annotated[dict[str, str], _doc("Environment variables of this llama-server.")] = field(
+        default_factory=dict
+    )
+    llama_server: Annotated[str | None, _doc("Another llama-server binary.")] = None
+    preload: Annotated[bool, _doc("Load when kvsup starts.")] = False
+    pin: Annotated[bool, _doc("Never evict to make room for another model.")] = False
+    load_timeout_s: Annotated[
+        float, _kind("duration", "Longest time without progress in a load; not for all of it.")
+    ] = field(default=300.0, name="load_timeout")
+    stop_timeout_s: Annotated[float, _kind("duration", "Time to end politely before SIGKILL.")] = (
+        field(default=10.0, name="stop_timeout")
+    )
+    restart: Annotated[RestartConfig, _doc("What happens after a crash.")] = field(
+        default_factory=RestartConfig
+    )
+    source: Annotated[str, Meta(extra={"hidden": True})] = ""
+    """File that the model came from; not a key."""
+
+
+class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The host's settings (``kvsup.toml``); under them lie Ollama's environment variables.
+
+    Keys that a model has too (``kv_cache_type`` …) are defaults for every model.
+    """
+
+    host: Annotated[str, _doc("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on.")] = 11434
+    origins: Annotated[
+        tuple[str, ...], _doc("Web origins allowed beside the local ones, as OLLAMA_ORIGINS.")
+    ] = ()
+    max_body_bytes: Annotated[int, _kind("size", "Largest request body.")] = field(
+        default=100 << 20, name="max_body"
+    )
+    max_loaded_models: Annotated[
+        int | None, Meta(ge=1, description="Models in memory at once; absent: memory decides.")
+    ] = None
+    memory_bytes: Annotated[
+        int | None, _kind("size", 'Memory for all models, e.g. "16GiB"; "auto": what is free.')
+    ] = field(default=None, name="memory")
+    memory_headroom_bytes: Annotated[
+        int, _kind("size", "Memory left free when memory is auto.")
+    ] = field(default=1 << 30, name="memory_headroom")
+    max_queue: Annotated[
+        int, Meta(ge=0, description="Requests that may wait; one more is told the server is busy.")
+    ] = 512
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _doc("Least severe line to print.")
+    ] = "info"
+    state_dir: Annotated[
+        str | None, _doc("Folder for what kvsup remembers; absent: the user's state folder.")
+    ] = None
+    shutdown_timeout_s: Annotated[
+        float, _kind("duration", "Time for running requests to end when kvsup stops.")
+    ] = field(default=10.0, name="shutdown_timeout")
+
+    kv_cache_type: Annotated[KVPair | UnsetType, _kind("pair", "Default for every model.")] = UNSET
+    keep_alive_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
+        field(default=UNSET, name="keep_alive")
+    )
+    num_ctx: Annotated[int | UnsetType, _doc("Default for every model.")] = UNSET
+    num_parallel: Annotated[int | UnsetType, _doc("Default for every model.")] = UNSET
+    flash_attention: Annotated[FlashAttention | UnsetType, _doc("Default for every model.")] = UNSET
+    load_timeout_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
+        field(default=UNSET, name="load_timeout")
+    )
+    llama_server: Annotated[str | UnsetType, _doc("llama-server binary for every model.")] = UNSET
+
+
+SHARED_KEYS = (
+    "kv_cache_type",
+    "keep_alive",
+    "num_ctx",
+    "num_parallel",
+    "flash_attention",
+    "load_timeout",
+    "llama_server",
+)
+"""TOML keys of the host that are defaults for every model."""
+
+
+def canonical(model: ModelConfig) -> dict[str, Any]:
+    """Return every value of ``model`` as plain data with stable order, for digests and ``show``."""
+    plain = msgspec.to_builtins(model, enc_hook=str)
+    plain["kv_cache_type"] = str(model.kv_cache_type)
+    return dict(sorted(plain.items()))

@@ -1,0 +1,193 @@
+"""Decode TOML tables into configuration, collecting every problem with its file, line and key.
+
+Pure: texts and tables in, values and problems out. Reading files is ``runtime/configdir.py``'s.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from kvsup.config import SHARED_KEYS, HostConfig, ModelConfig
+from kvsup.errors import Problem
+from kvsup.keylines import key_lines
+from kvsup.kvtypes import parse_kv_pair
+from kvsup.units import parse_bytes, parse_duration
+
+S = TypeVar("S", bound=Struct)
+Table = Mapping[str, Any]
+
+_NOT_INHERITED = ("name", "aliases", "preload", "pin", "variants")
+_MERGED_TABLES = ("options", "env", "restart")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One parsed configuration file, or the environment, with what is needed to point into it."""
+
+    name: str
+    table: Table
+    text: str = ""
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    """Keys that are spelled otherwise here: variables of the environment."""
+
+    def problem(self, key: str, message: str) -> Problem:
+        """Return a problem that points at ``key`` (dotted) in this source."""
+        line = key_lines(self.text).get(key)
+        return Problem(self.name, line, self.spelling.get(key, key), message)
+
+
+@dataclass(slots=True)
+class _Decoder:
+    source: Source
+    problems: list[Problem]
+
+    def struct(self, kind: type[S], table: Table, path: str) -> S | None:
+        """Decode ``table`` field by field, so that each wrong key is reported."""
+        fields = {f.encode_name: f for f in msgspec.structs.fields(kind) if not _hidden(f.type)}
+        values: dict[str, Any] = {}
+        wrong = len(self.problems)
+        for key, value in table.items():
+            where = f"{path}{key}"
+            if key not in fields:
+                self._add(where, f"unknown key; {_nearest(key, tuple(fields))}")
+                continue
+            info = fields[key]
+            try:
+                values[info.name] = self._value(info.type, value, where)
+            except (ValueError, msgspec.ValidationError) as error:
+                self._add(where, _readable(str(error)))
+        values.update(
+            (f.name, None) for f in fields.values() if f.required and f.encode_name not in table
+        )
+        for name in [f.encode_name for f in fields.values() if f.required]:
+            if name not in table:
+                self._add(f"{path}{name}".rstrip("."), f"missing; write {name} = …")
+        return None if len(self.problems) > wrong else kind(**values)
+
+    def _value(self, annotation: Any, value: Any, where: str) -> Any:
+        kind = _kind(annotation)
+        if kind == "duration":
+            return parse_duration(value)
+        if kind == "size":
+            return None if value == "auto" and _optional(annotation) else parse_bytes(value)
+        if kind == "pair":
+            if not isinstance(value, str):
+                raise ValueError('is no text; write e.g. "q8_0:q5_1"')
+            return parse_kv_pair(value)
+        bare = _bare(annotation)
+        if isinstance(bare, type) and issubclass(bare, Struct):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"is no table; write [{where}]")
+            return self.struct(bare, value, f"{where}.")
+        return msgspec.convert(value, annotation)
+
+    def _add(self, key: str, message: str) -> None:
+        self.problems.append(self.source.problem(key, message))
+
+
+def decode_host(file: Source | None, environment: Source) -> tuple[HostConfig, list[Problem]]:
+    """Return the host's settings: those of ``file`` over those of ``environment``."""
+    problems: list[Problem] = []
+    below = _Decoder(environment, problems).struct(HostConfig, environment.table, "")
+    if file is None:
+        return below or HostConfig(), problems
+    _Decoder(file, problems).struct(HostConfig, file.table, "")
+    if problems:
+        return HostConfig(), problems
+    merged = Source(file.name, {**environment.table, **file.table}, file.text)
+    return _Decoder(merged, problems).struct(HostConfig, merged.table, "") or HostConfig(), problems
+
+
+def decode_models(
+    file: Source, host: Table, *, stem: str
+) -> tuple[list[ModelConfig], list[Problem]]:
+    """Return the model of ``file`` and its variants.
+
+    Args:
+        file: the model's file.
+        host: the host's TOML table, environment included; its shared keys are defaults here.
+        stem: the file's name without suffix, the model's name if it gives none.
+    """
+    problems: list[Problem] = []
+    shared = {key: host[key] for key in SHARED_KEYS if key in host}
+    variants = file.table.get("variants", {})
+    own = {key: value for key, value in file.table.items() if key != "variants"}
+    _Decoder(file, problems).struct(ModelConfig, own, "")
+    tables = [("", {"name": stem, **shared, **own})]
+    if not isinstance(variants, Mapping):
+        problems.append(file.problem("variants", "is no table; write [variants.NAME]"))
+        variants = {}
+    for variant, table in variants.items():
+        if not isinstance(table, Mapping):
+            problems.append(file.problem(f"variants.{variant}", "is no table of keys"))
+            continue
+        path = f"variants.{variant}."
+        if "name" in table:
+            problems.append(file.problem(f"{path}name", "a variant is named by its table; drop it"))
+        merged = _overlay(tables[0][1], table)
+        merged["name"] = variant_name(str(tables[0][1]["name"]), variant)
+        _Decoder(file, problems).struct(ModelConfig, {"model": "", **table}, path)
+        tables.append((path, merged))
+    if problems:
+        return [], problems
+    decoded = [_Decoder(file, problems).struct(ModelConfig, table, path) for path, table in tables]
+    return [msgspec.structs.replace(m, source=file.name) for m in decoded if m], problems
+
+
+def variant_name(base: str, variant: str) -> str:
+    """Return the name a variant is served under: ``qwen3:agent``, or ``a:1-agent`` of ``a:1``."""
+    return f"{base}-{variant}" if ":" in base else f"{base}:{variant}"
+
+
+def _overlay(base: Table, table: Table) -> dict[str, Any]:
+    merged = {key: value for key, value in base.items() if key not in _NOT_INHERITED}
+    for key, value in table.items():
+        below = merged.get(key)
+        if key in _MERGED_TABLES and isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = {**below, **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _metas(annotation: Any) -> tuple[Any, ...]:
+    return getattr(annotation, "__metadata__", ())
+
+
+def _extra(annotation: Any, key: str) -> Any:
+    for meta in _metas(annotation):
+        if isinstance(meta, Meta) and meta.extra and key in meta.extra:
+            return meta.extra[key]
+    return None
+
+
+def _kind(annotation: Any) -> str | None:
+    kind: str | None = _extra(annotation, "kind")
+    return kind
+
+
+def _hidden(annotation: Any) -> bool:
+    return bool(_extra(annotation, "hidden"))
+
+
+def _bare(annotation: Any) -> Any:
+    return annotation.__origin__ if _metas(annotation) else annotation
+
+
+def _optional(annotation: Any) -> bool:
+    return type(None) in getattr(_bare(annotation), "__args__", ())
+
+
+def _nearest(key: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+
+
+def _readable(message: str) -> str:
+    """Turn msgspec's words into ours: ``Expected `int`, got `str```."""
+    text = message.replace("`", "").split(" - at ")[0]
+    return text[0].lower() + text[1:] if text else text

@@ -1,0 +1,124 @@
+"""What llama-server sends, as far as kvsup reads it (b10434, b11434).
+
+Texts stay ``msgspec.Raw``, JSON as it came, since they are copied into the answer and never read.
+Unknown keys are skipped.
+"""
+
+import json
+
+import msgspec
+
+NOTHING = msgspec.Raw(b"null")
+"""A text that is absent."""
+
+
+class Timings(msgspec.Struct, frozen=True, gc=False):
+    """Counts and times of one answer; ``cache_n + prompt_n`` is the length of the prompt."""
+
+    cache_n: int = 0
+    """Prompt tokens that were in the KV cache already."""
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+
+
+class PromptProgress(msgspec.Struct, frozen=True, gc=False):
+    """How far the prompt is; sent with ``return_progress``, once at start, then once a batch."""
+
+    total: int
+    cache: int = 0
+    processed: int = 0
+    time_ms: float = 0.0
+
+
+class Alternative(msgspec.Struct, frozen=True, gc=False):
+    """One token that could have stood at a place."""
+
+    token: str
+    logprob: float
+    token_bytes: list[int] = msgspec.field(name="bytes", default_factory=list)
+
+
+class Logprob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One token of the answer with its probability; written with Ollama's fields and order."""
+
+    token: str
+    logprob: float
+    token_bytes: list[int] = msgspec.field(name="bytes", default_factory=list)
+    top_logprobs: list[Alternative] = []
+
+
+class Logprobs(msgspec.Struct, frozen=True):
+    """The tokens behind one piece of a chat answer."""
+
+    content: list[Logprob] = []
+
+
+class FunctionPiece(msgspec.Struct, frozen=True, gc=False):
+    """The name comes once, the arguments in pieces of JSON text."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+class ToolCallPiece(msgspec.Struct, frozen=True, gc=False):
+    """A fragment of a tool call; ``id`` and name come with the first one of an index."""
+
+    index: int = 0
+    id: str | None = None
+    function: FunctionPiece = FunctionPiece()
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What one event adds to the message."""
+
+    content: msgspec.Raw = NOTHING
+    reasoning_content: msgspec.Raw = NOTHING
+    tool_calls: list[ToolCallPiece] | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """One answer to the prompt; kvsup never asks for more than one."""
+
+    delta: Delta = Delta()
+    finish_reason: str | None = None
+    """``stop``, ``length`` or ``tool_calls`` in the last event."""
+    logprobs: Logprobs | None = None
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """One event of a stream, of ``/v1/chat/completions`` or of ``/completion``.
+
+    One type for both: their keys differ, and absent ones cost nothing. A chat's last event has a
+    ``finish_reason``, and ``[DONE]`` follows; a completion's has ``stop``, and nothing follows.
+    """
+
+    choices: list[Choice] = []
+    """The chat route's answer; empty on the other one."""
+    content: msgspec.Raw = NOTHING
+    """The completion route's text, as are the fields down to ``completion_probabilities``."""
+    stop: bool = False
+    stop_type: str = "none"
+    """``eos``, ``word``, ``limit`` or ``none``."""
+    tokens_cached: int = 0
+    completion_probabilities: list[Logprob] = []
+    timings: Timings | None = None
+    """In the last event."""
+    error: msgspec.Raw = NOTHING
+    """``{"code", "message", "type"}``, in place of everything else; nothing follows."""
+    prompt_progress: PromptProgress | None = None
+
+
+def error_message(body: bytes) -> str:
+    """Return the message in an error answer or event, ``{"error": {"message": …}}``.
+
+    Whatever is no such object is returned as text.
+    """
+    text = body.decode(errors="replace").strip()
+    try:
+        error = json.loads(text)["error"]
+    except (ValueError, TypeError, KeyError):
+        return text or "llama-server gave no reason"
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) and message else text

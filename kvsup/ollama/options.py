@@ -1,0 +1,134 @@
+"""Ollama's options and llama-server's names for them (api/types.go, llm/llama_server.go)."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from kvsup.errors import RequestError
+
+_FLOAT32_MAX = 3.4e38
+
+Kind = Literal["integer", "float32", "boolean", "array"]
+
+
+class OptionTypeError(RequestError):
+    """An option has the wrong JSON type; Ollama answers 500."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: its type, and where it goes."""
+
+    kind: Kind
+    field: str | None = None
+    """llama-server's request field; None for an option that acts at load time."""
+    default: float | None = None
+    """Ollama's default, sent since llama-server's differ (top_p 0.95, min_p 0.05)."""
+    key: str | None = None
+    """For a load-time option: the key of a model's TOML file that sets it."""
+
+
+OPTIONS: Mapping[str, Option] = {
+    "num_predict": Option("integer", "n_predict", -1),
+    "num_keep": Option("integer", "n_keep", 4),
+    "seed": Option("integer", "seed", -1),
+    "temperature": Option("float32", "temperature", 0.8),
+    "top_k": Option("integer", "top_k", 40),
+    "top_p": Option("float32", "top_p", 0.9),
+    "min_p": Option("float32", "min_p", 0.0),
+    "typical_p": Option("float32", "typical_p", 1.0),
+    "repeat_last_n": Option("integer", "repeat_last_n", 64),
+    "repeat_penalty": Option("float32", "repeat_penalty", 1.0),
+    "presence_penalty": Option("float32", "presence_penalty", 0.0),
+    "frequency_penalty": Option("float32", "frequency_penalty", 0.0),
+    "stop": Option("array", "stop"),
+    "num_ctx": Option("integer", key="num_ctx"),
+    "num_batch": Option("integer", key="batch_size"),
+    "num_gpu": Option("integer", key="gpu_layers"),
+    "main_gpu": Option("integer", key="extra_args"),
+    "use_mmap": Option("boolean", key="extra_args"),
+    "num_thread": Option("integer", key="threads"),
+    "draft_num_predict": Option("integer", key="extra_args"),
+}
+
+LOAD_TIME_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.field is None)
+"""Options that llama-server takes as arguments: a request cannot change them."""
+
+
+def sampling_fields(*layers: Mapping[str, object], num_ctx: int) -> dict[str, object]:
+    """Return llama-server's request fields for layers of options, of which the last wins.
+
+    Ollama's defaults lie below all layers. Unknown and load-time options are left out. A negative
+    ``num_predict``, or one above ten times ``num_ctx``, becomes that bound.
+
+    Raises:
+        OptionTypeError: an option has the wrong type.
+    """
+    merged: dict[str, object] = {
+        name: option.default for name, option in OPTIONS.items() if option.default is not None
+    }
+    for layer in layers:
+        for name, value in layer.items():
+            if name in OPTIONS and value is not None:
+                merged[name] = _typed(name, value)
+    limit = 10 * num_ctx
+    n_predict = merged["num_predict"]
+    if not isinstance(n_predict, int) or not 0 <= n_predict <= limit:
+        merged["num_predict"] = limit
+    if merged["num_keep"] == 0:
+        del merged["num_keep"]
+    return {
+        field: value for name, value in merged.items() if (field := OPTIONS[name].field) is not None
+    }
+
+
+def check_options(options: Mapping[str, object]) -> dict[str, str]:
+    """Return what is wrong with a model's ``[options]`` table: option → message; empty if sound.
+
+    A table is stricter than a request: unknown and load-time options are wrong, too.
+    """
+    problems = {}
+    for name, value in options.items():
+        option = OPTIONS.get(name)
+        if option is None:
+            problems[name] = _unknown_text(name)
+        elif option.field is None:
+            problems[name] = f"acts at load time; use the key {option.key} of the model instead"
+        else:
+            try:
+                _typed(name, value)
+            except OptionTypeError as error:
+                problems[name] = str(error)
+    return problems
+
+
+def _unknown_text(name: str) -> str:
+    near = difflib.get_close_matches(name, OPTIONS.keys() - LOAD_TIME_OPTIONS, n=1)
+    if near:
+        return f"no such option; did you mean {near[0]}?"
+    known = ", ".join(name for name in OPTIONS if name not in LOAD_TIME_OPTIONS)
+    return f"no such option; there are {known}"
+
+
+def _typed(name: str, value: object) -> object:
+    """Return ``value`` in the type that the option has; integers are cut from fractions."""
+    kind = OPTIONS[name].kind
+    quoted = json.dumps(name)
+    if kind == "array":
+        if not isinstance(value, list):
+            raise OptionTypeError(f"option {quoted} must be of type array")
+        if not all(isinstance(item, str) for item in value):
+            raise OptionTypeError(f"option {quoted} must be of an array of strings")
+        return value
+    if kind == "boolean" and isinstance(value, bool):
+        return value
+    if (
+        kind == "boolean"
+        or isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not abs(value) <= _FLOAT32_MAX
+    ):
+        raise OptionTypeError(f"option {quoted} must be of type {kind}")
+    return int(value) if kind == "integer" else float(value)

@@ -1,0 +1,129 @@
+"""What will be run for a model: the exact command line, the bytes it should take, its identity.
+
+``kvsup argv`` prints a plan and ``Instance`` spawns the same object, so they cannot differ. Pure:
+what was read from disk comes in.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from kvsup.config import ModelConfig, canonical
+from kvsup.gguf import Metadata
+from kvsup.llama.argv import build_argv, build_environment
+from kvsup.llama.binary import Binary
+from kvsup.memory import Estimate, Launch, estimate, shape_of
+
+ALLOWANCE_BYTES = 64 << 20
+"""Counted beside weights, KV cache and compute buffers: the process itself and its HTTP side."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What the disk says of a model's weights."""
+
+    metadata: Metadata
+    size_bytes: int
+    """All parts of a split model together."""
+    modified_ns: int
+    stamp: str
+    """Changes when the file is replaced: device, inode, size and time of change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One model, decided in full."""
+
+    model: ModelConfig
+    binary: Binary
+    file: ModelFile
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    socket: str
+    estimate: Estimate
+    is_embedding_model: bool
+    identity: str
+    """Equal for two plans that the same process could serve."""
+    digest: str
+    """SHA-256 for clients that tell models apart by it; no two catalogue entries share one."""
+
+    @property
+    def name(self) -> str:
+        """Return the name that the model is served under."""
+        return self.model.name
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the memory that is set aside for it before it has been measured."""
+        return self.estimate.total_bytes + ALLOWANCE_BYTES
+
+
+def make_plan(
+    model: ModelConfig,
+    binary: Binary,
+    file: ModelFile,
+    *,
+    inherited: Mapping[str, str],
+    run_dir: str,
+) -> Plan:
+    """Return the plan of ``model``, with ``num_ctx`` clipped to what the model was trained for.
+
+    A larger context would be allocated in full although each slot is capped (b11434).
+
+    Args:
+        model: with absolute paths.
+        binary: the llama-server that will run it.
+        file: its weights.
+        inherited: the environment of kvsup.
+        run_dir: private folder for sockets; short, since a socket's path has 107 bytes at most.
+    """
+    trained = file.metadata.integer(f"{file.metadata.architecture}.context_length")
+    if trained and trained < model.num_ctx:
+        model = msgspec.structs.replace(model, num_ctx=trained)
+    is_embedding_model = (
+        file.metadata.integer(f"{file.metadata.architecture}.pooling_type") is not None
+    )
+    if is_embedding_model:  # --embedding demands that a whole input is one physical batch
+        model = msgspec.structs.replace(
+            model, batch_size=model.num_ctx, ubatch_size=min(model.num_ctx, 8192)
+        )
+    environment = build_environment(inherited, model, config_home=f"{run_dir}/none")
+    bare = build_argv(binary, model, socket="", is_embedding_model=is_embedding_model)
+    identity = _digest(*bare, *(f"{k}={v}" for k, v in sorted(model.env.items())), file.stamp)
+    socket = f"{run_dir}/{identity[:16]}.sock"
+    return Plan(
+        model=model,
+        binary=binary,
+        file=file,
+        argv=build_argv(binary, model, socket=socket, is_embedding_model=is_embedding_model),
+        environment=environment,
+        socket=socket,
+        estimate=estimate(
+            shape_of(file.metadata),
+            model.kv_cache_type,
+            launch_of(model),
+            weights_bytes=file.size_bytes,
+        ),
+        is_embedding_model=is_embedding_model,
+        identity=identity,
+        digest=_digest(msgspec.json.encode(canonical(model)).decode(), file.stamp),
+    )
+
+
+def launch_of(model: ModelConfig) -> Launch:
+    """Return the launch parameters that decide the size of a model's caches."""
+    return Launch(
+        n_ctx_tokens=model.num_ctx * model.num_parallel,
+        n_parallel=model.num_parallel,
+        unified=model.kv_unified,
+        n_batch=model.batch_size,
+        n_ubatch=model.ubatch_size,
+        swa_full=model.swa_full,
+        flash_attention=model.flash_attention,
+    )
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,132 @@
+"""Decide what follows the death of a llama-server: retry at a time, or give up with a reason.
+
+The words are those of supervisord and s6: a start counts only after it stayed up (``min_uptime``),
+deaths are tallied in a window, and some causes are final. Pure: ``now_s`` and the jitter come in.
+"""
+
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from kvsup.config import RestartConfig
+
+
+class ExitCause(Enum):
+    """Why a llama-server ended, as far as its exit and its log tell."""
+
+    ASKED = "stopped as asked"
+    BAD_ARGUMENT = "llama-server does not take an argument"
+    NO_SUCH_FILE = "the model file cannot be opened"
+    NOT_A_MODEL = "the model file cannot be used"
+    PAIR_REFUSED = "llama-server refuses this pair of KV cache types"
+    DOES_NOT_FIT = "the memory is not there"
+    STALLED = "the load made no progress"
+    CRASH_IN_WARMUP = "died of a signal in its warm-up"
+    CRASHED = "died of a signal"
+    ENDED = "ended by itself"
+
+    @property
+    def is_permanent(self) -> bool:
+        """Say whether the next start would fail in the same way."""
+        return self in _PERMANENT
+
+
+_PERMANENT = frozenset(
+    {
+        ExitCause.BAD_ARGUMENT,
+        ExitCause.NO_SUCH_FILE,
+        ExitCause.NOT_A_MODEL,
+        ExitCause.PAIR_REFUSED,
+        ExitCause.DOES_NOT_FIT,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """One end of a process."""
+
+    cause: ExitCause
+    returncode: int | None
+    """As ``subprocess`` gives it: negative for a signal; None where no process came up."""
+    at_s: float
+    ready_for_s: float
+    """Seconds that it had been ready; 0 if it died in its load."""
+    detail: str = ""
+    """The line of its log that says most."""
+
+    def describe(self) -> str:
+        """Return the exit in words, with the mend where one is known."""
+        words = [self.cause.value, describe_returncode(self.returncode)]
+        if self.detail:
+            words.append(self.detail)
+        if self.cause is ExitCause.CRASH_IN_WARMUP:
+            words.append(
+                "a build by GCC 12 on a processor with AMX does this: rebuild it with AMX off,"
+                ' or set env = { LLAMA_ARG_NO_REPACK = "1" }'
+            )
+        return "; ".join(word for word in words if word)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Start again at ``at_s``."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Do not start again before the configuration changes or someone resets it."""
+
+    reason: str
+
+
+def decide(
+    config: RestartConfig, deaths: Sequence[Exit], *, now_s: float, jitter: float
+) -> Retry | GiveUp:
+    """Return what follows the last of ``deaths``.
+
+    The wait doubles with each death in the window that had not been ready for ``min_uptime_s``,
+    from ``min_delay_s`` up to ``max_delay_s``.
+
+    Args:
+        config: the model's ``[restart]``.
+        deaths: every unasked exit so far, oldest first; at least one.
+        now_s: monotonic time.
+        jitter: from 0 to 1, spreads the wait over its upper half.
+    """
+    last = deaths[-1]
+    if last.cause.is_permanent:
+        return GiveUp(last.describe())
+    if config.policy == "never":
+        return GiveUp(f"{last.describe()}; restart.policy is never")
+    recent = [death for death in deaths if now_s - death.at_s <= config.window_s]
+    if len(recent) >= config.max_deaths:
+        return GiveUp(f"died {len(recent)} times in {config.window_s:g} s, last: {last.describe()}")
+    quick = 0
+    for death in reversed(recent):
+        if death.ready_for_s >= config.min_uptime_s:
+            break
+        quick += 1
+    delay_s = min(config.max_delay_s, config.min_delay_s * 2.0 ** max(0, quick - 1))
+    return Retry(now_s + delay_s * (0.5 + 0.5 * jitter))
+
+
+def draw_jitter() -> float:
+    """Return a jitter for ``decide``."""
+    return random.random()  # noqa: S311 - no secret depends on it
+
+
+def describe_returncode(returncode: int | None) -> str:
+    """Return ``exit code 1`` or ``signal SIGKILL``."""
+    if returncode is None:
+        return ""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return f"signal {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"signal {-returncode}"

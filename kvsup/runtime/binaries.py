@@ -1,0 +1,78 @@
+"""Find llama-server binaries, and ask each once what it takes."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from kvsup.llama.binary import Binary, parse_binary
+
+_TIMEOUT_S = 20.0
+
+
+def default_binary(cache: Path) -> str | None:
+    """Return the llama-server that ``kvsup setup`` fetched, else one on PATH, else None."""
+    fetched = (cache / "llama-server" / "current").resolve() / "llama-server"
+    return str(fetched) if os.access(fetched, os.X_OK) else shutil.which("llama-server")
+
+
+def probe(path: str, *, state: Path, environment: Mapping[str, str]) -> Binary:
+    """Return what the binary at ``path`` is and takes.
+
+    Asked by ``--help``, ``--version`` and ``--list-devices``; remembered below ``state`` until the
+    file changes.
+
+    Raises:
+        ValueError: there is no such program, or it is no llama-server; the message says the mend.
+    """
+    if not os.access(path, os.X_OK) or not Path(path).is_file():
+        raise ValueError(f"no such program: {path}; run kvsup setup, or set llama_server")
+    kept = state / "binaries" / f"{_identity(path)}.json"
+    try:
+        return msgspec.json.decode(kept.read_bytes(), type=Binary)
+    except (OSError, msgspec.DecodeError):
+        pass
+    binary = parse_binary(
+        path,
+        help_text=_output(path, "--help", environment),
+        version_text=_output(path, "--version", environment),
+        devices_text=_output(path, "--list-devices", environment),
+    )
+    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = kept.with_suffix(f".{os.getpid()}")
+    beside.write_bytes(msgspec.json.encode(binary))
+    beside.replace(kept)
+    return binary
+
+
+def _identity(path: str) -> str:
+    """Return a name that changes when the file, or what a launcher beside it runs, changes."""
+    real = Path(path).resolve()
+    status = real.stat()
+    facts = (path, real, status.st_size, status.st_mtime_ns, status.st_ino)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+
+
+def _output(path: str, flag: str, environment: Mapping[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            [path, flag],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"{path} {flag} cannot be run: {error}; run kvsup setup") from error
+    text = (done.stdout + done.stderr).decode("utf-8", "replace")
+    if done.returncode != 0:
+        last = next((line for line in reversed(text.splitlines()) if line.strip()), "no output")
+        raise ValueError(
+            f"{path} {flag} failed with exit code {done.returncode}: {last}; run kvsup setup"
+        )
+    return text

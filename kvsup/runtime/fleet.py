@@ -1,0 +1,333 @@
+"""All instances: who is leased, who waits, who is loaded, evicted, unloaded or replaced.
+
+``_schedule`` decides and records without awaiting, so no lock is needed: between two awaits asyncio
+code is alone. What takes time (stop, start) is done by the instances' own tasks, whose news call
+``_schedule`` again.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from kvsup import events
+from kvsup.config import HostConfig
+from kvsup.errors import CapacityError, InstanceFailed, KvsupError, ModelNotFound, QueueFull
+from kvsup.ollama.names import lookup_keys
+from kvsup.plan import Plan
+from kvsup.residency import Budget, Go, Refuse, Resident, Wait, admit, idle_due, next_due_s
+from kvsup.runtime.host import memory_available_bytes
+from kvsup.runtime.instance import Instance
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One request's place: in the queue until it is granted or refused."""
+
+    instance: Instance
+    slots: int
+    keep_alive_s: float | None
+    settled: anyio.Event = field(default_factory=anyio.Event)
+    is_granted: bool = False
+    refusal: KvsupError | None = None
+
+
+class Fleet:
+    """The instances of one configuration; every method runs on the event loop's thread."""
+
+    def __init__(
+        self, plans: Iterable[Plan], host: HostConfig, *, emit: Callable[[events.Event], None]
+    ) -> None:
+        self._host = host
+        self._emit = emit
+        self._catalogue: dict[str, Instance] = {}
+        self._names: dict[str, str] = {}
+        self._resident: dict[str, Instance] = {}
+        self._queue: list[_Ticket] = []
+        self._tasks: TaskGroup | None = None
+        self._news = anyio.Event()
+        self._is_closing = False
+        self._replace_catalogue(plans)
+
+    # What the API asks.
+
+    @property
+    def n_waiting(self) -> int:
+        """Return how many requests wait for a place."""
+        return len(self._queue)
+
+    def plans(self) -> list[Plan]:
+        """Return the plan of every model, in the order of the configuration."""
+        return [instance.plan for instance in self._catalogue.values()]
+
+    def instance(self, name: str) -> Instance:
+        """Return the instance that serves ``name``, an alias of it, or it in another case.
+
+        Raises:
+            ModelNotFound: nothing has this name.
+        """
+        key = self._names.get(_spelling(name))
+        if key is None:
+            raise ModelNotFound(name)
+        return self._catalogue[key]
+
+    def instances(self) -> list[Instance]:
+        """Return every instance of the catalogue, loaded or not."""
+        return list(self._catalogue.values())
+
+    def loaded(self) -> list[Instance]:
+        """Return those that hold memory, retired ones included."""
+        return list(self._resident.values())
+
+    @asynccontextmanager
+    async def lease(
+        self, name: str, *, keep_alive_s: float | None = None, slots: int = 1
+    ) -> AsyncIterator[Instance]:
+        """Yield the instance of ``name`` once it has ``slots`` free slots for the caller.
+
+        It may still be loading: await its ``ready``. While leased it is neither evicted nor
+        unloaded. Leaving is synchronous, so a cancelled request cannot keep its place.
+
+        Args:
+            name: as the client wrote it.
+            keep_alive_s: what the request says; None leaves what the instance has.
+            slots: 0 for calls that take none, such as ``/props``.
+
+        Raises:
+            ModelNotFound: nothing has this name.
+            QueueFull: ``max_queue`` requests wait already.
+            CapacityError: it cannot fit.
+            InstanceFailed: it has given up.
+        """
+        ticket = _Ticket(self.instance(name), slots, keep_alive_s)
+        self._queue.append(ticket)
+        try:
+            self._schedule()
+            if not ticket.settled.is_set():
+                if len(self._queue) > self._host.max_queue:
+                    raise QueueFull(
+                        "server busy, please try again.  maximum pending requests exceeded"
+                    )
+                await ticket.settled.wait()
+            if ticket.refusal is not None:
+                raise ticket.refusal
+            yield ticket.instance
+        finally:
+            self._release(ticket)
+
+    def unload(self, name: str, why: str) -> bool:
+        """Ask the instance of ``name`` to stop once idle; return False if it is not loaded."""
+        instance = self.instance(name)
+        if self._resident.get(instance.key) is not instance:
+            return False
+        instance.stop(why)
+        return True
+
+    def reset(self, name: str) -> None:
+        """End the FAILED state of ``name`` and forget its deaths."""
+        self.instance(name).reset()
+        self._schedule()
+
+    def replace(self, plans: Iterable[Plan]) -> None:
+        """Take up a new configuration: only what changed is replaced, and only once it is idle."""
+        before = {i.plan.name: i for i in self._catalogue.values()}
+        self._replace_catalogue(plans)
+        changed: list[str] = []
+        removed: list[str] = []
+        for name, old in before.items():
+            new = next((i for i in self._catalogue.values() if i.plan.name == name), None)
+            if new is old:
+                continue
+            (changed if new else removed).append(name)
+            old.is_retired = True
+            if self._resident.get(old.key) is old:
+                old.stop("its configuration changed" if new else "it was removed")
+        for ticket in self._queue:
+            self._follow(ticket)
+        self._emit(events.Reloaded(tuple(changed), tuple(removed)))
+        self._schedule()
+
+    # What the composition root runs.
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Hold the instances' tasks and unload what is idle; ends when ``close`` is done."""
+        async with anyio.create_task_group() as self._tasks:
+            task_status.started()
+            for instance in self._catalogue.values():
+                if instance.plan.model.preload:
+                    self._tasks.start_soon(self._preload, instance.plan.name)
+            while not (self._is_closing and not self._resident):
+                now_s = time.monotonic()
+                residents = self._residents()
+                for key in idle_due(residents, now_s=now_s):
+                    self._resident[key].stop("idle")
+                due_s = next_due_s(self._residents())
+                with anyio.move_on_after(due_s - now_s):
+                    await self._news.wait()
+            self._tasks.cancel_scope.cancel()
+
+    def close(self, *, drain_s: float) -> None:
+        """Refuse whoever waits, and stop every instance, with ``drain_s`` for running requests."""
+        self._is_closing = True
+        for ticket in list(self._queue):
+            self._refuse(ticket, CapacityError("kvsup is shutting down"))
+        for instance in self._resident.values():
+            instance.stop("kvsup is shutting down", drain_s=drain_s)
+        self._wake()
+
+    # Decisions: synchronous, from here to the end.
+
+    def _schedule(self) -> None:
+        """Grant, refuse, start and evict as far as the present state allows; first come first."""
+        claimed: set[str] = set()
+        for ticket in list(self._queue):
+            instance = ticket.instance
+            holder = self._resident.get(instance.key)
+            if self._is_closing:
+                self._refuse(ticket, CapacityError("kvsup is shutting down"))
+            elif instance.failure is not None:
+                self._refuse(
+                    ticket,
+                    InstanceFailed(f"llama-server process has terminated: {instance.failure}"),
+                )
+            elif holder is not None:
+                is_open = holder is instance and not holder.is_leaving
+                has_room = holder.leases + ticket.slots <= holder.plan.model.num_parallel
+                if is_open and has_room and (not ticket.slots or holder.key not in claimed):
+                    self._grant(ticket)
+            else:
+                claimed |= self._admit(ticket)
+
+    def _admit(self, ticket: _Ticket) -> set[str]:
+        """Start the instance of ``ticket`` if it fits; return the keys that must become idle."""
+        instance = ticket.instance
+        residents = self._residents()
+        verdict = admit(instance.key, instance.size_bytes, residents, self._budget(residents))
+        match verdict:
+            case Go(evict=()):
+                self._start(instance)
+                self._grant(ticket)
+            case Go(evict=victims):
+                for key in victims:
+                    self._resident[key].stop(f"to make room for {instance.plan.name}")
+            case Wait(blockers=blockers):
+                return set(blockers)
+            case Refuse(reason=reason):
+                self._refuse(ticket, CapacityError(f"{instance.plan.name} {reason}"))
+        return set()
+
+    def _start(self, instance: Instance) -> None:
+        assert self._tasks is not None  # noqa: S101 - nothing is leased before run()
+        instance.prepare()
+        instance.keep_alive_s = instance.plan.model.keep_alive_s
+        self._resident[instance.key] = instance
+        self._tasks.start_soon(self._own, instance, name=f"instance {instance.plan.name}")
+
+    async def _own(self, instance: Instance) -> None:
+        try:
+            await instance.run()
+        finally:
+            del self._resident[instance.key]
+            self._wake()
+            self._schedule()
+
+    def _grant(self, ticket: _Ticket) -> None:
+        self._queue.remove(ticket)
+        ticket.is_granted = True
+        ticket.instance.leases += ticket.slots
+        ticket.instance.last_used_s = time.monotonic()
+        if ticket.keep_alive_s is not None:
+            ticket.instance.keep_alive_s = ticket.keep_alive_s
+        ticket.settled.set()
+
+    def _refuse(self, ticket: _Ticket, error: KvsupError) -> None:
+        self._queue.remove(ticket)
+        ticket.refusal = error
+        ticket.settled.set()
+
+    def _release(self, ticket: _Ticket) -> None:
+        if ticket in self._queue:
+            self._queue.remove(ticket)
+        elif ticket.is_granted:
+            ticket.instance.leases -= ticket.slots
+            ticket.instance.last_used_s = time.monotonic()
+            ticket.instance.notify()
+        self._wake()
+        self._schedule()
+
+    def _budget(self, residents: list[Resident]) -> Budget:
+        """Return the limit: as configured, or what is free now and what residents hold already."""
+        if self._host.memory_bytes is not None:
+            return Budget(self._host.memory_bytes, self._host.max_loaded_models)
+        devices = next((p.binary.devices for p in self.plans()), ())
+        free_bytes = memory_available_bytes() + sum(d.total_bytes for d in devices)
+        held_bytes = sum(r.size_bytes for r in residents)
+        limit_bytes = free_bytes + held_bytes - self._host.memory_headroom_bytes
+        return Budget(limit_bytes, self._host.max_loaded_models, is_estimated=True)
+
+    def _residents(self) -> list[Resident]:
+        return [
+            Resident(
+                key=key,
+                size_bytes=instance.size_bytes,
+                leases=instance.leases,
+                last_used_s=instance.last_used_s,
+                idle_until_s=instance.idle_until_s,
+                is_pinned=instance.plan.model.pin and not instance.is_retired,
+                is_leaving=instance.is_leaving,
+            )
+            for key, instance in self._resident.items()
+        ]
+
+    def _replace_catalogue(self, plans: Iterable[Plan]) -> None:
+        old: Mapping[str, Instance] = self._catalogue
+        self._catalogue, self._names = {}, {}
+        for plan in plans:
+            instance = next((i for i in old.values() if _serves(i, plan)), None)
+            if instance is None:
+                instance = Instance(plan, emit=self._emit, on_change=self._instance_changed)
+            else:
+                instance.plan = plan
+            self._catalogue[instance.key] = instance
+            for name in (plan.name, *plan.model.aliases):
+                self._names[_spelling(name)] = instance.key
+
+    def _follow(self, ticket: _Ticket) -> None:
+        """Point a waiting ticket at what now serves its name."""
+        try:
+            ticket.instance = self.instance(ticket.instance.plan.name)
+        except ModelNotFound as error:
+            self._refuse(ticket, error)
+
+    def _instance_changed(self) -> None:
+        self._wake()
+        self._schedule()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    async def _preload(self, name: str) -> None:
+        try:
+            async with self.lease(name, slots=0) as instance:
+                await instance.ready()
+        except KvsupError as error:
+            self._emit(events.GaveUp(name, f"preload: {error}"))
+
+
+def _serves(instance: Instance, plan: Plan) -> bool:
+    """Say whether ``instance`` can go on under ``plan``: same process, or edited only above it."""
+    return (
+        instance.plan.name == plan.name
+        and instance.plan.identity == plan.identity
+        and not instance.is_retired
+        and instance.failure is None
+    )
+
+
+def _spelling(name: str) -> str:
+    """Return the one spelling under which a name is kept: lower case, with its tag."""
+    return next(iter(lookup_keys(name)), "")

@@ -1,0 +1,384 @@
+"""One llama-server process and the task that owns it.
+
+``run`` is the only writer of the state. Others ask (``ready``, ``stop``) and read
+(``state``, ``measured``, ``snapshot``); ``leases`` and the keep_alive fields belong to the fleet.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import anyio
+
+from kvsup import events
+from kvsup.errors import InstanceError, InstanceFailed, UpstreamError
+from kvsup.lifecycle import ALIVE, Lifecycle, State
+from kvsup.llama.childmode import EXIT_LINE, parse_event
+from kvsup.llama.health import Health, parse_health
+from kvsup.llama.logscan import LoadFailure, scan
+from kvsup.plan import Plan
+from kvsup.restart import Exit, ExitCause, GiveUp, decide, draw_jitter
+from kvsup.runtime import orphans
+from kvsup.runtime.logbook import Logbook
+from kvsup.runtime.measured import Measured
+from kvsup.runtime.process import Child, spawn
+from kvsup.runtime.upstream import Upstream
+
+HEALTH_INTERVAL_S = 0.015
+"""Pause between two questions to a llama-server that sends no events."""
+
+_LAST_LINES_S = 1.0
+"""How long a dead child's pipes are read on: something it started may hold them open."""
+
+_SIZE_TOLERANCE = 0.02
+_WARMING_UP = "warming up the model"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An instance at one moment, for listings."""
+
+    name: str
+    state: State
+    since_s: float
+    leases: int
+    pid: int | None
+    n_deaths: int
+    failure: str | None
+    size_bytes: int
+    vram_bytes: int
+    kv_bytes: tuple[int, int] | None
+    idle_until_s: float
+
+
+class Instance:
+    """A plan, and the process that serves it while someone wants it."""
+
+    def __init__(
+        self, plan: Plan, *, emit: Callable[[events.Event], None], on_change: Callable[[], None]
+    ) -> None:
+        self.plan = plan
+        self.leases = 0
+        self.last_used_s = 0.0
+        self.keep_alive_s = plan.model.keep_alive_s
+        self.is_retired = False
+        self.failure: str | None = None
+        self.measured = Measured()
+        self.logbook = Logbook()
+        self._emit = emit
+        self._on_change = on_change
+        self._life = Lifecycle(since_s=time.monotonic())
+        self._deaths: list[Exit] = []
+        self._child: Child | None = None
+        self._upstream: Upstream | None = None
+        self._stop_why: str | None = None
+        self._drain_until_s = math.inf
+        self._is_announced = False
+        self._speaks_child_mode = False
+        self._progress_s = 0.0
+        self._news = anyio.Event()
+
+    # What everyone may ask.
+
+    @property
+    def key(self) -> str:
+        """Return what tells this instance from one of the same name with another plan."""
+        return f"{self.plan.name}#{self.plan.identity[:16]}"
+
+    @property
+    def state(self) -> State:
+        """Return the current state."""
+        return self._life.state
+
+    @property
+    def is_leaving(self) -> bool:
+        """Say whether it has been asked to stop."""
+        return self._stop_why is not None
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the memory it holds: as measured in its last load, else as estimated."""
+        return self.measured.total_bytes or self.plan.size_bytes
+
+    @property
+    def idle_until_s(self) -> float:
+        """Return when its keep_alive runs out; a load never counts as idle."""
+        if self.state not in {State.READY, State.BACKOFF}:
+            return math.inf
+        return max(self.last_used_s, self._life.since_s) + self.keep_alive_s
+
+    def snapshot(self) -> Snapshot:
+        """Return what listings show."""
+        return Snapshot(
+            name=self.plan.name,
+            state=self.state,
+            since_s=self._life.since_s,
+            leases=self.leases,
+            pid=self._child.pid if self._child and self.state in ALIVE else None,
+            n_deaths=len(self._deaths),
+            failure=self.failure,
+            size_bytes=self.size_bytes,
+            vram_bytes=self.measured.vram_bytes,
+            kv_bytes=self.measured.kv_bytes,
+            idle_until_s=self.idle_until_s,
+        )
+
+    async def ready(self, *, after: Upstream | None = None) -> Upstream:
+        """Return the upstream once it serves; wait through a load, a crash and its backoff.
+
+        Args:
+            after: an upstream that broke; wait until that process is seen to be gone, at most 1 s.
+
+        Raises:
+            InstanceFailed: it has given up; the message says why.
+            InstanceError: it was stopped while this waited.
+        """
+        if after is not None:
+            with anyio.move_on_after(1.0):
+                while self._upstream is after:
+                    await self._news.wait()
+        while True:
+            if self._upstream is not None:
+                return self._upstream
+            if self.failure is not None:
+                raise InstanceFailed(f"llama-server process has terminated: {self.failure}")
+            if self.is_leaving and self.state in {State.STOPPING, State.STOPPED}:
+                raise InstanceError(f"{self.plan.name} was stopped: {self._stop_why}")
+            await self._news.wait()
+
+    def prepare(self) -> None:
+        """Take back an earlier ``stop``; called in the same step that grants a lease and starts."""
+        self._stop_why, self._drain_until_s = None, math.inf
+
+    def stop(self, why: str, *, drain_s: float = math.inf) -> None:
+        """Ask it to stop once its leases are gone, at the latest in ``drain_s`` seconds."""
+        if self._stop_why is None:
+            self._stop_why = why
+        self._drain_until_s = min(self._drain_until_s, time.monotonic() + drain_s)
+        self.notify()
+
+    def reset(self) -> None:
+        """Forget a failure and the deaths before it, so that the next request starts it again."""
+        self._deaths.clear()
+        if self.state is State.FAILED:
+            self.failure = None
+            self._enter(State.STOPPED)
+
+    def notify(self) -> None:
+        """Wake the owner and every waiter, to look at what has changed."""
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    # What the owner does.
+
+    async def run(self) -> None:
+        """Own the process from its start until it has been stopped as asked or has failed."""
+        while True:
+            end = await self._run_process()
+            if end.cause is ExitCause.ASKED:
+                self._enter(State.STOPPED)
+                return
+            self._deaths.append(end)
+            self._emit(events.Died(self.plan.name, end.describe()))
+            now_s = time.monotonic()
+            verdict = decide(
+                self.plan.model.restart, self._deaths, now_s=now_s, jitter=draw_jitter()
+            )
+            if isinstance(verdict, GiveUp):
+                self.failure = verdict.reason
+                self._enter(State.FAILED)
+                self._emit(events.GaveUp(self.plan.name, verdict.reason))
+                return
+            self._enter(State.BACKOFF)
+            self._emit(events.Restarting(self.plan.name, verdict.at_s - now_s))
+            if not await self._wait_for_turn(verdict.at_s):
+                self._enter(State.STOPPED)
+                return
+
+    async def _wait_for_turn(self, at_s: float) -> bool:
+        """Wait until ``at_s``; return False if it is asked to stop before, with no one waiting."""
+        while (left_s := at_s - time.monotonic()) > 0:
+            if self._may_stop():
+                return False
+            with anyio.move_on_after(left_s):
+                await self._news.wait()
+        return not self._may_stop()
+
+    def _may_stop(self) -> bool:
+        if self._stop_why is None:
+            return False
+        return self.leases == 0 or time.monotonic() >= self._drain_until_s
+
+    async def _run_process(self) -> Exit:
+        """Spawn, hold, and reap one process; return how it ended."""
+        self._enter(State.STARTING)
+        self.measured = Measured()
+        self._is_announced = self._speaks_child_mode = False
+        self._progress_s = time.monotonic()
+        orphans.clear_socket(self.plan.socket)
+        try:
+            self._child = child = await spawn(self.plan.argv, environment=self.plan.environment)
+        except OSError as error:
+            return Exit(ExitCause.BAD_ARGUMENT, None, time.monotonic(), 0.0, str(error))
+        orphans.record(child.pid, child.create_time, self.plan.socket)
+        self._enter(State.LOADING)
+        self._emit(
+            events.Spawned(
+                self.plan.name, child.pid, self.plan.binary.label,
+                str(self.plan.model.kv_cache_type), self.plan.model.num_ctx,
+                self.plan.model.num_parallel,
+            )
+        )  # fmt: skip
+        try:
+            async with anyio.create_task_group() as tasks:
+                readers = _Countdown(2)
+                tasks.start_soon(self._read_events, child, readers)
+                tasks.start_soon(self._read_log, child, readers)
+                tasks.start_soon(self._ask_health)
+                tasks.start_soon(self._await_exit, child)
+                end = await self._hold(child)
+                with anyio.move_on_after(_LAST_LINES_S):
+                    await readers.done.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._upstream = None
+            child.kill()
+            await child.aclose()
+            orphans.forget(self.plan.socket)
+        return self._explained(end)
+
+    async def _hold(self, child: Child) -> Exit:
+        """Look at every piece of news until the process has ended or has been stopped."""
+        upstream = Upstream(self.plan.socket)
+        while True:
+            now_s = time.monotonic()
+            if child.returncode is not None:
+                was_ready_s = now_s - self._life.since_s if self._upstream else 0.0
+                upstream.close_all()
+                return Exit(ExitCause.ENDED, child.returncode, now_s, was_ready_s)
+            if self._may_stop():
+                return await self._stop(child, upstream)
+            if self.state is State.LOADING and self._is_announced:
+                self._become_ready(upstream)
+            if self.state is State.READY and self.is_leaving:
+                self._enter(State.DRAINING)
+                continue
+            stall_s = self._progress_s + self.plan.model.load_timeout_s
+            if self.state is State.LOADING and now_s >= stall_s:
+                child.kill()
+                code = await child.wait()
+                return Exit(ExitCause.STALLED, code, now_s, 0.0)
+            deadline_s = stall_s if self.state is State.LOADING else math.inf
+            if self.is_leaving:
+                deadline_s = min(deadline_s, self._drain_until_s)
+            with anyio.move_on_after(deadline_s - now_s):
+                await self._news.wait()
+
+    def _become_ready(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        load_s = self._enter(State.READY)
+        kv_bytes = self.measured.kv_bytes
+        pair = str(self.plan.model.kv_cache_type)
+        self._emit(events.Ready(self.plan.name, load_s, kv_bytes, pair))
+        estimated = self.plan.estimate.kv_bytes
+        if kv_bytes and abs(sum(kv_bytes) - estimated) > _SIZE_TOLERANCE * sum(kv_bytes):
+            self._emit(events.SizeDiffers(self.plan.name, estimated, sum(kv_bytes)))
+
+    async def _stop(self, child: Child, upstream: Upstream) -> Exit:
+        if self.state is State.READY:
+            self._enter(State.DRAINING)
+        self._upstream = None
+        was_ready = self.state is State.DRAINING
+        self._enter(State.STOPPING)
+        self._emit(events.Stopping(self.plan.name, self._stop_why or ""))
+        upstream.close_all()
+        was_killed = await child.stop(
+            farewell=EXIT_LINE if was_ready and self._speaks_child_mode else None,
+            grace_s=self.plan.model.stop_timeout_s,
+        )
+        took_s = time.monotonic() - self._life.since_s
+        self._emit(events.Stopped(self.plan.name, took_s, was_killed))
+        return Exit(ExitCause.ASKED, child.returncode, time.monotonic(), 0.0)
+
+    def _explained(self, end: Exit) -> Exit:
+        """Return ``end`` with the cause that the log and the exit code tell."""
+        if end.cause is not ExitCause.ENDED:
+            return end
+        tail = self.logbook.tail(12)
+        failure, code = self.measured.failure, end.returncode or 0
+        if failure is not None and not end.ready_for_s:
+            return _replace(end, failure.cause, failure.message)
+        if code < 0:
+            is_warmup = not end.ready_for_s and any(_WARMING_UP in line for line in tail)
+            return _replace(end, ExitCause.CRASH_IN_WARMUP if is_warmup else ExitCause.CRASHED, "")
+        return _replace(end, ExitCause.ENDED, tail[-1] if tail else "")
+
+    def _enter(self, state: State) -> float:
+        spent_s = self._life.enter(state, now_s=time.monotonic())
+        self.notify()
+        self._on_change()
+        return spent_s
+
+    # What the owner's readers do: note, then notify.
+
+    async def _read_events(self, child: Child, readers: "_Countdown") -> None:
+        async for line in child.stdout_lines():
+            event = parse_event(line)
+            if event is None:
+                self._note_log(line)
+                continue
+            self._speaks_child_mode = True
+            self._progress_s = time.monotonic()
+            if event.state == "ready":
+                self._is_announced = True
+                self.notify()
+        readers.count()
+
+    async def _read_log(self, child: Child, readers: "_Countdown") -> None:
+        async for line in child.stderr_lines():
+            self._note_log(line)
+        readers.count()
+
+    def _note_log(self, raw: bytes) -> None:
+        line = raw.decode("utf-8", "replace").rstrip()
+        self.logbook.append(line)
+        if self.state is not State.LOADING:
+            return
+        self._progress_s = time.monotonic()
+        fact = scan(line)
+        if fact is not None and not (isinstance(fact, LoadFailure) and self._upstream):
+            self.measured.note(fact)
+
+    async def _ask_health(self) -> None:
+        """Poll ``/health`` until it answers 200, unless the build announces itself by events."""
+        upstream = Upstream(self.plan.socket)
+        while not self._speaks_child_mode and not self._is_announced:
+            with suppress(UpstreamError):
+                status, _ = await upstream.fetch("GET", "/health")
+                if parse_health(status) is Health.READY:
+                    self._is_announced = True
+                    self.notify()
+            await anyio.sleep(HEALTH_INTERVAL_S)
+
+    async def _await_exit(self, child: Child) -> None:
+        await child.wait()
+        self.notify()
+
+
+class _Countdown:
+    """An event that is set by the last of ``n``."""
+
+    def __init__(self, n: int) -> None:
+        self._left = n
+        self.done = anyio.Event()
+
+    def count(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self.done.set()
+
+
+def _replace(end: Exit, cause: ExitCause, detail: str) -> Exit:
+    return Exit(cause, end.returncode, end.at_s, end.ready_for_s, detail)

@@ -1,0 +1,89 @@
+"""Leave no llama-server behind: what this kvsup spawned is recorded, leftovers are reaped.
+
+A record is a file beside the socket, ``<socket>.json``, with pid and create time, because pids are
+reused, and our own pid and create time, because a living kvsup's children are not orphans. Before
+anything is killed the process must also carry our mark: the socket's path on its command line.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import psutil
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One child that was started."""
+
+    pid: int
+    create_time: float
+    owner_pid: int
+    owner_create_time: float
+
+
+def record(pid: int, create_time: float, socket: str) -> None:
+    """Write down a child; called right after its spawn."""
+    me = psutil.Process()
+    entry = Record(pid, create_time, me.pid, me.create_time())
+    _path(socket).write_bytes(msgspec.json.encode(entry))
+
+
+def forget(socket: str) -> None:
+    """Remove the record and the socket of a child that has been reaped."""
+    _path(socket).unlink(missing_ok=True)
+    clear_socket(socket)
+
+
+def clear_socket(socket: str) -> None:
+    """Remove a socket file: llama-server leaves it at every exit and will not bind over it."""
+    Path(socket).unlink(missing_ok=True)
+
+
+def reap(run_dir: Path) -> list[int]:
+    """Kill what an earlier kvsup left in ``run_dir`` and return the pids."""
+    reaped = []
+    for path in run_dir.glob("*.sock.json"):
+        socket = str(path)[: -len(".json")]
+        try:
+            entry = msgspec.json.decode(path.read_bytes(), type=Record)
+        except (OSError, msgspec.DecodeError):
+            path.unlink(missing_ok=True)
+            continue
+        if _is(entry.owner_pid, entry.owner_create_time):
+            continue
+        if _is(entry.pid, entry.create_time) and _is_ours(entry.pid, socket):
+            _kill(entry.pid)
+            reaped.append(entry.pid)
+        forget(socket)
+    return reaped
+
+
+def _path(socket: str) -> Path:
+    return Path(f"{socket}.json")
+
+
+def _is(pid: int, create_time: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return (
+            abs(process.create_time() - create_time) < 0.02
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.Error:
+        return False
+
+
+def _is_ours(pid: int, socket: str) -> bool:
+    with suppress(psutil.Error):
+        return socket in psutil.Process(pid).cmdline()
+    return False
+
+
+def _kill(pid: int) -> None:
+    """Kill the whole session of ``pid`` and wait until it is gone; an orphan is init's to reap."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with suppress(psutil.Error):
+        psutil.Process(pid).wait(timeout=5)

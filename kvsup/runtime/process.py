@@ -1,0 +1,154 @@
+"""Spawn one child in a session of its own, read its lines, and end it for certain."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import lru_cache
+
+import anyio
+import psutil
+from anyio.abc import ByteReceiveStream, Process
+
+MAX_LINE_BYTES = 64 << 10
+"""Longer lines of a child are cut."""
+
+
+class Child:
+    """One running child process; its owner alone may stop it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.create_time = _create_time(process.pid)
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal, or None while it runs."""
+        return self._process.returncode
+
+    def stdout_lines(self) -> AsyncIterator[bytes]:
+        """Yield the lines of stdout, without their newline."""
+        return _lines(self._process.stdout)
+
+    def stderr_lines(self) -> AsyncIterator[bytes]:
+        """Yield the lines of stderr, without their newline."""
+        return _lines(self._process.stderr)
+
+    async def wait(self) -> int:
+        """Return the exit code once the child has been reaped."""
+        return await self._process.wait()
+
+    async def stop(self, *, farewell: bytes | None, grace_s: float) -> bool:
+        """End the child and return whether it had to be killed.
+
+        Args:
+            farewell: a line for its stdin that ends it; None sends one SIGTERM instead. Never
+                both, and never a second signal: a second SIGTERM makes llama-server abort or hang.
+            grace_s: seconds before SIGKILL to its whole session.
+        """
+        with anyio.CancelScope(shield=True):
+            if farewell is None:
+                self._signal(signal.SIGTERM)
+            else:
+                await self._say(farewell)
+            with anyio.move_on_after(grace_s):
+                await self.wait()
+            was_killed = self.returncode is None
+            self.kill()
+            await self.wait()
+        return was_killed
+
+    def kill(self) -> None:
+        """Send SIGKILL to the child's session: whatever it started ends with it."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:  # macOS: the group holds only zombies
+            pass
+
+    async def aclose(self) -> None:
+        """Close the pipes of a child that has ended."""
+        with anyio.CancelScope(shield=True):
+            for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+                if stream is not None:
+                    await stream.aclose()
+
+    async def _say(self, line: bytes) -> None:
+        try:
+            assert self._process.stdin is not None  # noqa: S101 - spawn asks for a pipe
+            await self._process.stdin.send(line)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            pass  # it is ending already
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.returncode is None:
+            self._process.send_signal(number)
+
+
+async def spawn(argv: Sequence[str], *, environment: Mapping[str, str]) -> Child:
+    """Start ``argv`` with pipes on stdin, stdout and stderr.
+
+    On Linux the child gets SIGKILL when kvsup dies, in a load too; its end of stdin is the second
+    net. ``setpriv`` sets that and then becomes ``argv``, so that no Python runs between fork and
+    exec. Call it from the main thread: the signal follows the thread that forked.
+
+    Raises:
+        OSError: the program cannot be executed.
+    """
+    if not os.access(argv[0], os.X_OK):
+        raise FileNotFoundError(2, "no such program, or it may not be executed", argv[0])
+    # A cancel between fork and return would lose the pid; spawning takes a millisecond or two.
+    with anyio.CancelScope(shield=True):
+        process = await anyio.open_process(
+            [*_death_signal_prefix(), *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    return Child(process)
+
+
+@lru_cache(maxsize=1)
+def _death_signal_prefix() -> tuple[str, ...]:
+    """Return the words that make a child die with us, where util-linux 2.33 or newer is there."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        return ()
+    known = subprocess.run([setpriv, "--help"], capture_output=True, text=True, check=False)
+    return (setpriv, "--pdeathsig", "KILL", "--") if "--pdeathsig" in known.stdout else ()
+
+
+def _create_time(pid: int) -> float:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+async def _lines(stream: ByteReceiveStream | None) -> AsyncIterator[bytes]:
+    """Yield lines as they come; a line over the bound is cut, the rest of it dropped."""
+    if stream is None:
+        return
+    rest, is_cut = b"", False
+    while True:
+        try:
+            data = await stream.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+            break
+        *lines, tail = (rest + data).split(b"\n")
+        for line in lines:
+            if not is_cut:
+                yield line[:MAX_LINE_BYTES]
+            is_cut = False
+        if len(tail) > MAX_LINE_BYTES:
+            if not is_cut:
+                yield tail[:MAX_LINE_BYTES]
+            tail, is_cut = b"", True
+        rest = tail
+    if rest and not is_cut:
+        yield rest

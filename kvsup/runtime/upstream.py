@@ -1,0 +1,184 @@
+"""Talk to one llama-server over its UNIX socket: one connection a request, bytes as they come.
+
+A small client of our own on ``asyncio.Protocol`` and httptools, since every token of every stream
+passes here: httpx costs 4.9 times the CPU of this per streamed token (``docs/decisions/0004``).
+b11434 closes the connection after each stream although it announces ``Keep-Alive: max=100``, so
+connections are never reused and there is no race with its closing.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import httptools
+
+from kvsup.errors import UpstreamError
+
+HIGH_WATER_BYTES = 256 << 10
+"""Unread bytes of one response after which reading from llama-server pauses."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Response(asyncio.Protocol):
+    """One response: its head once ``stream`` has yielded it, its body by ``read``."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.head: asyncio.Future[None] = loop.create_future()
+        self.transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
+        self._is_paused = False
+        self._is_complete = False
+        self._error: UpstreamError | None = None
+        self._reader: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes:
+        """Return all body bytes that have come since the last call; empty at the end.
+
+        Raises:
+            UpstreamError: llama-server closed the connection before the body was complete.
+        """
+        while not self._unread:
+            if self._is_complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        chunks, self._unread, self._unread_bytes = self._unread, [], 0
+        if self._is_paused and self.transport is not None:
+            self._is_paused = False
+            self.transport.resume_reading()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; called by asyncio."""
+        self.transport = transport  # type: ignore[assignment]  # a UNIX socket has a Transport
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; called by asyncio."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(UpstreamError(f"llama-server sent no HTTP: {error}"))
+            self.abort()
+        if self._unread_bytes > HIGH_WATER_BYTES and not self._is_paused and self.transport:
+            self._is_paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the reader, unless the response was complete; called by asyncio."""
+        if not self._is_complete:
+            reason = f": {exc}" if exc else ""
+            self._fail(UpstreamError(f"llama-server closed the connection mid-answer{reason}"))
+        self._wake()
+
+    # What httptools calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep one header; called by the parser."""
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Let ``stream`` yield; called by the parser."""
+        self.status = self._parser.get_status_code()
+        if not self.head.done():
+            self.head.set_result(None)
+
+    def on_body(self, body: bytes) -> None:
+        """Keep one piece of the body; called by the parser."""
+        self._unread.append(body)
+        self._unread_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        """Mark the end; called by the parser."""
+        self._is_complete = True
+
+    def abort(self) -> None:
+        """Close at once; llama-server takes that as its client leaving."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _fail(self, error: UpstreamError) -> None:
+        self._error = self._error or error
+        if not self.head.done():
+            self.head.set_exception(self._error)
+
+    def _wake(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():
+            reader.set_result(None)
+
+
+class Upstream:
+    """The HTTP side of one llama-server process; a restarted one gets a new ``Upstream``."""
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+        self._open: set[Response] = set()
+
+    @property
+    def n_open(self) -> int:
+        """Return how many connections are open."""
+        return len(self._open)
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, target: str, *, headers: Headers = (), body: bytes = b""
+    ) -> AsyncIterator[Response]:
+        """Send a request and yield its response once the head has come; close it on leaving.
+
+        Raises:
+            UpstreamError: nobody listens, or the connection broke before the head.
+        """
+        try:
+            _, response = await asyncio.get_running_loop().create_unix_connection(
+                Response, self.socket
+            )
+        except OSError as error:
+            raise UpstreamError(
+                f"llama-server does not listen on {self.socket}: {error}"
+            ) from error
+        self._open.add(response)
+        try:
+            assert response.transport is not None  # noqa: S101 - connection_made has run
+            response.transport.write(_request(method, target, headers, body))
+            await response.head
+            yield response
+        finally:
+            self._open.discard(response)
+            response.head.cancel()
+            response.abort()
+
+    async def fetch(self, method: str, target: str, *, body: bytes = b"") -> tuple[int, bytes]:
+        """Return status and whole body of a small control call.
+
+        Raises:
+            UpstreamError: as ``stream`` and ``Response.read``.
+        """
+        async with self.stream(method, target, body=body) as response:
+            parts = []
+            while part := await response.read():
+                parts.append(part)
+            return response.status, b"".join(parts)
+
+    def close_all(self) -> None:
+        """Close every connection: an open one keeps a stopping llama-server alive (b11434)."""
+        for response in list(self._open):
+            response.abort()
+
+
+def _request(method: str, target: str, headers: Headers, body: bytes) -> bytes:
+    head = [f"{method} {target} HTTP/1.1\r\nhost: localhost\r\n".encode("latin-1")]
+    head += [b"%b: %b\r\n" % header for header in headers]
+    if body or method in {"POST", "PUT", "PATCH"}:
+        head.append(b"content-length: %d\r\n" % len(body))
+    return b"".join((*head, b"\r\n", body))

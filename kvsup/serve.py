@@ -1,0 +1,207 @@
+"""The composition root: configuration, fleet, HTTP server, signals, and the order of shutdown."""
+
+import fcntl
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import anyio
+import psutil
+import uvicorn
+from anyio.abc import TaskStatus
+
+from kvsup import events
+from kvsup.api.app import create_app
+from kvsup.config import HostConfig
+from kvsup.errors import ConfigError, KvsupError
+from kvsup.runtime import orphans, paths
+from kvsup.runtime.configdir import Configuration, read_configuration
+from kvsup.runtime.fleet import Fleet
+
+logger = logging.getLogger("kvsup")
+
+_BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with its signal handling taken away.
+
+    On leaving ``serve`` uvicorn raises the signal again that it caught, so the fleet's shutdown
+    around it would never run and every llama-server would be orphaned (uvicorn server.py, 0.54).
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to ``serve``."""
+        yield
+
+
+class Supervisor:
+    """One running kvsup."""
+
+    def __init__(self, configuration: Configuration, environ: Mapping[str, str]) -> None:
+        self._configuration = configuration
+        self._environ = environ
+        self._fleet = Fleet(configuration.plans, configuration.host, emit=_log_event)
+        self._fleet_ended = anyio.Event()
+        self._is_stopping = False
+
+    async def run(self, listener: socket.socket, *, listening: Callable[[], None]) -> None:
+        """Serve until a signal ends it, then stop in order.
+
+        Stop accepting → refuse waiters → drain → close upstream connections → exit line or SIGTERM
+        → grace → SIGKILL → reap → unlink: the last five are each instance's own.
+        """
+        host = self._configuration.host
+        app = create_app(self._fleet, host, reload=self.reload)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_graceful_shutdown=None,
+            )
+        )
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._run_fleet, server)
+            await tasks.start(self._obey_signals, server)
+            gc.collect()
+            gc.freeze()
+            listening()
+            await server.serve(sockets=[listener])
+            self._fleet.close(drain_s=0.0)
+            await self._fleet_ended.wait()
+            tasks.cancel_scope.cancel()
+
+    def reload(self) -> None:
+        """Read the configuration folder again and take up what changed.
+
+        Raises:
+            ConfigError: something is wrong in it; nothing has changed.
+        """
+        self._configuration = read_configuration(self._configuration.folder, self._environ)
+        self._fleet.replace(self._configuration.plans)
+
+    async def _run_fleet(self, server: uvicorn.Server, *, task_status: TaskStatus[None]) -> None:
+        await self._fleet.run(task_status=task_status)
+        self._fleet_ended.set()
+        server.force_exit = True  # whoever still follows a log does not hold the exit up
+
+    async def _obey_signals(self, server: uvicorn.Server, *, task_status: TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    try:
+                        self.reload()
+                    except ConfigError as error:
+                        logger.warning("configuration not taken up:\n%s", error)
+                elif self._is_stopping:
+                    logger.info("second signal: running requests are cut off")
+                    self._fleet.close(drain_s=0.0)
+                    server.force_exit = True
+                else:
+                    self._is_stopping = True
+                    logger.info("%s: shutting down", signal.Signals(number).name)
+                    self._fleet.close(drain_s=self._configuration.host.shutdown_timeout_s)
+                    server.should_exit = True
+
+
+def run(configuration: Configuration, environ: Mapping[str, str]) -> None:
+    """Serve ``configuration`` until a signal; the address must be free, the state folder ours.
+
+    Raises:
+        KvsupError: the port or the state folder is in use; the message says by whom.
+    """
+    with _lock(configuration.state_dir):
+        for pid in orphans.reap(configuration.run_dir):
+            logger.warning("killed a llama-server of an earlier run (pid %d)", pid)
+        listener = bind(configuration.host)
+        url = paths.url_of(*listener.getsockname()[:2])
+        address = paths.address_file(configuration.state_dir)
+
+        def listening() -> None:
+            address.write_text(url, "utf-8")
+            names = ", ".join(plan.name for plan in configuration.plans)
+            logger.info("listening on %s, models: %s", url, names)
+
+        supervisor = Supervisor(configuration, environ)
+        try:
+            anyio.run(
+                lambda: supervisor.run(listener, listening=listening),
+                backend_options={"use_uvloop": True},
+            )
+        finally:
+            address.unlink(missing_ok=True)
+
+
+def bind(host: HostConfig) -> socket.socket:
+    """Return a listening socket on the configured address.
+
+    Raises:
+        KvsupError: the address is in use or cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.host, host.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        holder = _holder_of(host.port)
+        by = f" by {holder}" if holder else ""
+        raise KvsupError(
+            f"cannot listen on {host.host}:{host.port}: {error.strerror}{by}; "
+            "stop that program, or set port in kvsup.toml (or OLLAMA_HOST)"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _holder_of(port: int) -> str:
+    """Return who listens on ``port`` in words, as far as this user may know."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                if connection.pid is None:
+                    return "another user's program"
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""
+
+
+@contextmanager
+def _lock(state: Path) -> Iterator[None]:
+    """Hold the state folder: two supervisors on one would reap each other's children."""
+    path = state / "kvsup.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise KvsupError(
+                f"another kvsup (pid {owner}) uses {state}; stop it, or set state_dir in kvsup.toml"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _log_event(event: events.Event) -> None:
+    level = logging.WARNING if isinstance(event, events.WARNINGS) else logging.INFO
+    logger.log(level, "%s", events.describe(event))

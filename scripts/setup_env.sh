@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Makes what scripts/run and scripts/test need: .venv with kvsup in it, a llama-server and the demo
+# model in the per-user cache. With --dev also the development tools, and the second llama-server
+# that the tests want. What is there already is kept, so a second call takes milliseconds.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf 'kvsup: %s\n' "$*" >&2; }
+fail() { say "$@"; exit 1; }
+
+purpose=run
+[[ ${1-} != --dev ]] || purpose=dev
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+make_venv() {
+  local python
+  if command -v uv >/dev/null; then
+    say "making .venv with uv"
+    # --seed: with pip in it, by which fetch_llama_server.sh downloads.
+    uv venv --quiet --clear --seed --python "${PYTHON:->=3.10}" .venv ||
+      fail "uv could not make .venv; name a Python of 3.10 or newer: PYTHON=/path/to/python3"
+    return
+  fi
+  for python in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11 python3.10; do
+    is_new_enough "$python" || continue
+    say "making .venv with $python ($("$python" -V))"
+    "$python" -m venv --clear .venv >&2 && return
+    fail "$python cannot make .venv; install uv, or venv (apt-get install python3-venv)"
+  done
+  fail "no Python of 3.10 or newer found; install one, or uv, or name it: PYTHON=/path/to/python3"
+}
+
+install_kvsup() {
+  local extra=()
+  say "installing kvsup and its dependencies into .venv ($purpose)"
+  [[ $purpose == run ]] || extra=(--group dev)
+  if command -v uv >/dev/null; then
+    uv pip install --quiet --python .venv/bin/python ${extra[@]+"${extra[@]}"} --editable .
+  else
+    # Dependency groups came with pip 25.1.
+    export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_RETRIES="${PIP_RETRIES:-2}"
+    .venv/bin/python -m pip install --quiet --upgrade 'pip>=25.1' &&
+      .venv/bin/python -m pip install --quiet ${extra[@]+"${extra[@]}"} --editable .
+  fi >&2 || fail "the install failed, see above; check the package index, or remove .venv"
+}
+
+# What the install was made from: a change, or a clone that moved, installs again.
+stamp() { echo "$PWD, $(.venv/bin/python -V), pyproject.toml $(cksum <pyproject.toml)"; }
+
+# A venv without pip is one whose making was interrupted, or uv's own.
+has_installer() { [[ -x .venv/bin/pip ]] || command -v uv >/dev/null; }
+
+{ is_new_enough .venv/bin/python && has_installer; } || make_venv
+if [[ $(cat ".venv/kvsup-$purpose.stamp" 2>/dev/null) != "$(stamp)" ]]; then
+  install_kvsup
+  # What serves for development serves for a run as well.
+  for made in run "$purpose"; do stamp >".venv/kvsup-$made.stamp"; done
+fi
+
+export PYTHON=$PWD/.venv/bin/python
+scripts/fetch_llama_server.sh --demo-model >/dev/null
+# The newer build, from source: the tests hold kvsup to both. Made once, then kept in the cache.
+servers=${XDG_CACHE_HOME:-$HOME/.cache}/kvsup/llama-server
+if [[ $purpose == dev && ! -x $servers/b11434-cpu/llama-server ]]; then
+  scripts/fetch_llama_server.sh --build cpu --no-switch >/dev/null
+fi
