@@ -1,0 +1,6 @@
+"""``python -m kvsup``."""
+
+from kvsup.cli import main
+
+if __name__ == "__main__":
+    main()

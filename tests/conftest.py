@@ -1,0 +1,60 @@
+"""Fixtures that everything shares: the real binaries and the real model. Missing is a failure."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvsup.runtime.paths import cache_dir
+from tests.running import RunningKvsup
+
+BUILDS = ("b11434-cpu", "b10434-vulkan")
+"""Every test on a real llama-server that asks for ``any_build`` runs on both."""
+
+StartKvsup = Callable[..., RunningKvsup]
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Path:
+    """Return the newest llama-server that kvsup is tested with."""
+    return _binary(BUILDS[0])
+
+
+@pytest.fixture(scope="session", params=BUILDS)
+def any_build(request: pytest.FixtureRequest) -> Path:
+    """Return each llama-server that kvsup is tested with."""
+    return _binary(request.param)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Return the demo model."""
+    path = cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.fail(f"{path} is missing; run scripts/test")
+    return path
+
+
+@pytest.fixture
+def start_kvsup(tmp_path: Path, llama_server: Path) -> Iterator[StartKvsup]:
+    """Return a function that starts a real kvsup; every one is stopped at the end."""
+    running: list[RunningKvsup] = []
+
+    def start(models: dict[str, str], **settings: object) -> RunningKvsup:
+        folder = tmp_path / f"kvsup{len(running)}"
+        arguments = {"llama_server": llama_server, **settings}
+        kvsup = RunningKvsup(folder, models=models, **arguments)  # type: ignore[arg-type]
+        running.append(kvsup)
+        return kvsup
+
+    yield start
+    for kvsup in running:
+        kvsup.stop()
+        assert kvsup.children() == [], kvsup.log()
+
+
+def _binary(folder: str) -> Path:
+    path = cache_dir() / "llama-server" / folder / "llama-server"
+    if not path.is_file():
+        pytest.fail(f"{path} is missing; run scripts/test")
+    return path
