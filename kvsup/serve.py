@@ -26,6 +26,8 @@ from kvsup.runtime.fleet import Fleet
 logger = logging.getLogger("kvsup")
 
 _BACKLOG = 2048
+_IDLE_TIMEOUT_S = 120
+"""Ollama never closes an idle connection; a short time-out races the pools of clients."""
 
 
 class _Server(uvicorn.Server):
@@ -70,6 +72,7 @@ class Supervisor:
                 access_log=False,
                 server_header=False,
                 date_header=False,
+                timeout_keep_alive=_IDLE_TIMEOUT_S,
                 timeout_graceful_shutdown=None,
             )
         )

@@ -8,9 +8,8 @@ import msgspec
 from kvsup import __version__
 from kvsup.api import listing
 from kvsup.api.exchange import JSON, NDJSON, Exchange, Header
-from kvsup.api.relay import Answer, relay
-from kvsup.errors import EngineError, ModelNotFound, RequestError
-from kvsup.llama.wire import error_message
+from kvsup.api.relay import Answer, ask, relay
+from kvsup.errors import ModelNotFound, RequestError
 from kvsup.ollama import catalog, embeddings, requests, to_llama
 from kvsup.ollama.from_llama import ChatReplies, Folded, GenerateReplies
 from kvsup.ollama.names import valid_name
@@ -89,11 +88,12 @@ class OllamaHandlers:
         _check_grammar(request.model)
         texts = request.texts()
         async with self._fleet.lease(request.model, keep_alive_s=request.keep_alive_s) as instance:
-            body = await self._embeddings(instance, texts) if texts else None
+            await instance.ready()
             load_ns = time.monotonic_ns() - started_ns
-        if body is None:
-            await exchange.answer(encode(embeddings.embed_done(request.model)))
-            return
+            if not texts:
+                await _done(exchange, embeddings.embed_done(request.model))
+                return
+            body = await _embed(instance, texts)
         reply = embeddings.embed_reply(
             body,
             model=request.model,
@@ -114,7 +114,7 @@ class OllamaHandlers:
                 await instance.ready()
                 await exchange.answer(encode({"embedding": []}))
                 return
-            body = await self._embeddings(instance, (request.prompt,))
+            body = await _embed(instance, (request.prompt,))
         await exchange.answer(embeddings.embeddings_reply(body))
 
     async def show(self, exchange: Exchange) -> None:
@@ -177,14 +177,6 @@ class OllamaHandlers:
             body = msgspec.json.encode(call.body)
             await relay(exchange, instance, path=call.path, body=body, make_answer=make_answer)
 
-    async def _embeddings(self, instance: Instance, texts: tuple[str, ...]) -> bytes:
-        call = to_llama.embed_body(texts, model=instance.plan.name)
-        upstream = await instance.ready()
-        status, body = await upstream.fetch("POST", call.path, body=msgspec.json.encode(call.body))
-        if status >= 400:
-            raise EngineError(error_message(body), status=status, body=body)
-        return body
-
 
 class _OllamaAnswer:
     """Replies with the clock that they need."""
@@ -207,6 +199,11 @@ class _OllamaAnswer:
         """Return the last line, or the whole folded object."""
         total_ns = time.monotonic_ns() - self._started_ns
         return self._replies.finish(time.time_ns(), total_ns=total_ns, load_ns=self._load_ns)
+
+
+async def _embed(instance: Instance, texts: tuple[str, ...]) -> bytes:
+    call = to_llama.embed_body(texts, model=instance.plan.name)
+    return await ask(instance, path=call.path, body=msgspec.json.encode(call.body))
 
 
 async def _done(exchange: Exchange, reply: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ from kvsup.ollama.requests import ShowRequest
 from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
 
-OLLAMA_VERSION = "0.20.0"
+OLLAMA_VERSION = "0.23.2"
 """What ``/api/version`` says: clients compare it with the release that brought a feature."""
 
 _NS_PER_S = 1_000_000_000

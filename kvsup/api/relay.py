@@ -51,6 +51,22 @@ async def relay(
         await _attempt(exchange, upstream, path, body, make_answer)
 
 
+async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
+    """Post ``body`` to the leased ``instance`` and return its whole answer; raises as ``relay``.
+
+    Posted once more if the process dies under it, as in ``relay``.
+    """
+    upstream = await instance.ready()
+    try:
+        status, answer = await upstream.fetch("POST", path, body=body)
+    except UpstreamError:
+        upstream = await instance.ready(after=upstream)
+        status, answer = await upstream.fetch("POST", path, body=body)
+    if status >= 400:
+        raise EngineError(error_message(answer), status=status, body=answer)
+    return answer
+
+
 async def _attempt(
     exchange: Exchange,
     upstream: Upstream,
@@ -61,7 +77,7 @@ async def _attempt(
     headers = ((b"content-type", b"application/json"),)
     async with upstream.stream("POST", path, headers=headers, body=body) as response:
         if response.status >= 400:
-            text = await _whole(response)
+            text = await response.read_all()
             raise EngineError(error_message(text), status=response.status, body=text)
         await copy(exchange, response, make_answer(response))
 
@@ -80,10 +96,3 @@ async def copy(
     if not exchange.is_started:
         await exchange.start(answer.content_type, status=status, headers=answer.headers)
     await exchange.end(rest)
-
-
-async def _whole(response: Response) -> bytes:
-    parts = []
-    while part := await response.read():
-        parts.append(part)
-    return b"".join(parts)

@@ -231,6 +231,7 @@ def _log_to_stderr(level: str) -> None:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def _fail(message: str, *, code: int) -> NoReturn:

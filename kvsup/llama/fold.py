@@ -16,47 +16,47 @@ from kvsup.llama.sse import SSEDecoder
 _DONE = b"[DONE]"
 
 
-class _Error(msgspec.Struct):
+class _Error(msgspec.Struct, frozen=True):
     code: int = 500
     message: str = "llama-server gave no reason"
     type: str = "server_error"
 
 
-class _Function(msgspec.Struct):
+class _Function(msgspec.Struct, frozen=True):
     name: str = ""
     arguments: str = ""
 
 
-class _ToolCallPiece(msgspec.Struct):
+class _ToolCallPiece(msgspec.Struct, frozen=True):
     index: int
     id: str = ""
     function: _Function = _Function()
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, frozen=True):
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[_ToolCallPiece] = []
 
 
-class _ChatPiece(msgspec.Struct):
+class _ChatPiece(msgspec.Struct, frozen=True):
     index: int
     delta: _Delta = _Delta()
     finish_reason: str | None = None
 
 
-class _Logprobs(msgspec.Struct):
+class _Logprobs(msgspec.Struct, frozen=True):
     content: list[msgspec.Raw]
 
 
-class _TextPiece(msgspec.Struct):
+class _TextPiece(msgspec.Struct, frozen=True):
     index: int
     text: str = ""
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, frozen=True):
     id: str = ""
     created: int = 0
     model: str = ""
@@ -66,15 +66,15 @@ class _Chunk(msgspec.Struct):
     error: _Error | None = None
 
 
-class _ChatChunk(_Chunk):
+class _ChatChunk(_Chunk, frozen=True):
     choices: list[_ChatPiece] = []
 
 
-class _TextChunk(_Chunk):
+class _TextChunk(_Chunk, frozen=True):
     choices: list[_TextPiece] = []
 
 
-class _ResponseEvent(msgspec.Struct):
+class _ResponseEvent(msgspec.Struct, frozen=True):
     type: str = ""
     response: dict[str, Any] = {}
     error: _Error | None = None
@@ -266,9 +266,9 @@ class ResponseFold(_Fold):
 
     def _answer(self) -> dict[str, Any]:
         response = self._response
-        for item in response["output"]:
+        for item in response.get("output", []):
             item.setdefault("status", "completed")  # a stream's reasoning item has none
-        return {"completed_at": response["created_at"], **response}
+        return {"completed_at": response.get("created_at"), **response}
 
 
 def _object(kind: str, choices: list[dict[str, Any]], last: _Chunk | None) -> dict[str, Any] | None:

@@ -46,11 +46,11 @@ class Steered:
     make_answer: Callable[[], PassAnswer]
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, frozen=True):
     role: str | None = None
 
 
-class _Request(msgspec.Struct):
+class _Request(msgspec.Struct, frozen=True):
     """The fields that decide; where a name comes twice the last one counts, as in llama-server."""
 
     stream: bool | None = None
@@ -73,10 +73,11 @@ class _Request(msgspec.Struct):
     @property
     def has_one_prompt(self) -> bool:
         """Say whether ``prompt`` is a text, a list of one, or a list of tokens."""
-        if not self.prompt.startswith(b"["):
-            return self.prompt.startswith(b'"')
-        items = msgspec.json.decode(self.prompt, type=list[msgspec.Raw])
-        return len(items) == 1 or all(item[:1].isdigit() for item in items)
+        prompt = bytes(self.prompt)
+        if not prompt.startswith(b"["):
+            return prompt.startswith(b'"')
+        items = msgspec.json.decode(prompt, type=list[msgspec.Raw])
+        return len(items) == 1 or all(bytes(item).isdigit() for item in items)
 
     @property
     def has_logprobs(self) -> bool:

@@ -195,7 +195,7 @@ class Fleet:
                 )
             elif holder is not None:
                 is_open = holder is instance and not holder.is_leaving
-                has_room = holder.leases + ticket.slots <= holder.plan.model.num_parallel
+                has_room = holder.busy_slots + ticket.slots <= holder.plan.model.num_parallel
                 if is_open and has_room and (not ticket.slots or holder.key not in claimed):
                     self._grant(ticket)
             else:
@@ -205,7 +205,7 @@ class Fleet:
         """Start the instance of ``ticket`` if it fits; return the keys that must become idle."""
         instance = ticket.instance
         residents = self._residents()
-        verdict = admit(instance.key, instance.size_bytes, residents, self._budget(residents))
+        verdict = admit(instance.key, instance.size_bytes, residents, self._budget())
         match verdict:
             case Go(evict=()):
                 self._start(instance)
@@ -237,7 +237,8 @@ class Fleet:
     def _grant(self, ticket: _Ticket) -> None:
         self._queue.remove(ticket)
         ticket.is_granted = True
-        ticket.instance.leases += ticket.slots
+        ticket.instance.leases += 1
+        ticket.instance.busy_slots += ticket.slots
         ticket.instance.last_used_s = time.monotonic()
         if ticket.keep_alive_s is not None:
             ticket.instance.keep_alive_s = ticket.keep_alive_s
@@ -252,19 +253,20 @@ class Fleet:
         if ticket in self._queue:
             self._queue.remove(ticket)
         elif ticket.is_granted:
-            ticket.instance.leases -= ticket.slots
+            ticket.instance.leases -= 1
+            ticket.instance.busy_slots -= ticket.slots
             ticket.instance.last_used_s = time.monotonic()
             ticket.instance.notify()
         self._wake()
         self._schedule()
 
-    def _budget(self, residents: list[Resident]) -> Budget:
+    def _budget(self) -> Budget:
         """Return the limit: as configured, or what is free now and what residents hold already."""
         if self._host.memory_bytes is not None:
             return Budget(self._host.memory_bytes, self._host.max_loaded_models)
         devices = next((p.binary.devices for p in self.plans()), ())
         free_bytes = memory_available_bytes() + sum(d.total_bytes for d in devices)
-        held_bytes = sum(r.size_bytes for r in residents)
+        held_bytes = sum(instance.private_bytes for instance in self._resident.values())
         limit_bytes = free_bytes + held_bytes - self._host.memory_headroom_bytes
         return Budget(limit_bytes, self._host.max_loaded_models, is_estimated=True)
 
@@ -319,13 +321,14 @@ class Fleet:
 
 
 def _serves(instance: Instance, plan: Plan) -> bool:
-    """Say whether ``instance`` can go on under ``plan``: same process, or edited only above it."""
-    return (
-        instance.plan.name == plan.name
-        and instance.plan.identity == plan.identity
-        and not instance.is_retired
-        and instance.failure is None
-    )
+    """Say whether ``instance`` can go on under ``plan``: what it runs is the same.
+
+    One that has given up goes on as it is unless its file was edited, wherever in it.
+    """
+    same = instance.plan.name == plan.name and instance.plan.identity == plan.identity
+    if instance.failure is not None:
+        same = same and instance.plan.digest == plan.digest
+    return same and not instance.is_retired
 
 
 def _spelling(name: str) -> str:

@@ -1,23 +1,22 @@
 """One llama-server process and the task that owns it.
 
 ``run`` is the only writer of the state. Others ask (``ready``, ``stop``) and read
-(``state``, ``measured``, ``snapshot``); ``leases`` and the keep_alive fields belong to the fleet.
+(``state``, ``measured``, ``snapshot``); ``leases``, ``busy_slots``, ``last_used_s`` and
+``keep_alive_s`` belong to the fleet.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
 
 from kvsup import events
-from kvsup.errors import InstanceError, InstanceFailed, UpstreamError
+from kvsup.errors import InstanceError, InstanceFailed
 from kvsup.lifecycle import ALIVE, Lifecycle, State
-from kvsup.llama.childmode import EXIT_LINE, parse_event
-from kvsup.llama.health import Health, parse_health
-from kvsup.llama.logscan import LoadFailure, scan
+from kvsup.llama.childmode import EXIT_LINE
 from kvsup.plan import Plan
 from kvsup.restart import Exit, ExitCause, GiveUp, decide, draw_jitter
 from kvsup.runtime import orphans
@@ -25,9 +24,9 @@ from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.process import Child, spawn
 from kvsup.runtime.upstream import Upstream
+from kvsup.runtime.watch import Watch
 
-HEALTH_INTERVAL_S = 0.015
-"""Pause between two questions to a llama-server that sends no events."""
+logger = logging.getLogger(__name__)
 
 _LAST_LINES_S = 1.0
 """How long a dead child's pipes are read on: something it started may hold them open."""
@@ -44,6 +43,7 @@ class Snapshot:
     state: State
     since_s: float
     leases: int
+    busy_slots: int
     pid: int | None
     n_deaths: int
     failure: str | None
@@ -61,6 +61,7 @@ class Instance:
     ) -> None:
         self.plan = plan
         self.leases = 0
+        self.busy_slots = 0
         self.last_used_s = 0.0
         self.keep_alive_s = plan.model.keep_alive_s
         self.is_retired = False
@@ -75,9 +76,6 @@ class Instance:
         self._upstream: Upstream | None = None
         self._stop_why: str | None = None
         self._drain_until_s = math.inf
-        self._is_announced = False
-        self._speaks_child_mode = False
-        self._progress_s = 0.0
         self._news = anyio.Event()
 
     # What everyone may ask.
@@ -103,6 +101,11 @@ class Instance:
         return self.measured.total_bytes or self.plan.size_bytes
 
     @property
+    def private_bytes(self) -> int:
+        """The part of it that the operating system does not count as available: no mapped file."""
+        return self.measured.total_bytes - self.measured.mapped_bytes if self._upstream else 0
+
+    @property
     def idle_until_s(self) -> float:
         """Return when its keep_alive runs out; a load never counts as idle."""
         if self.state not in {State.READY, State.BACKOFF}:
@@ -116,6 +119,7 @@ class Instance:
             state=self.state,
             since_s=self._life.since_s,
             leases=self.leases,
+            busy_slots=self.busy_slots,
             pid=self._child.pid if self._child and self.state in ALIVE else None,
             n_deaths=len(self._deaths),
             failure=self.failure,
@@ -175,6 +179,15 @@ class Instance:
 
     async def run(self) -> None:
         """Own the process from its start until it has been stopped as asked or has failed."""
+        try:
+            await self._run()
+        except Exception as error:  # the crash barrier: one instance's bug must not end the others
+            logger.exception("%s: a bug in kvsup", self.plan.name)
+            self.failure = f"internal error: {error!r}"
+            self._life = Lifecycle(State.FAILED, time.monotonic())
+            self.notify()
+
+    async def _run(self) -> None:
         while True:
             end = await self._run_process()
             if end.cause is ExitCause.ASKED:
@@ -214,33 +227,28 @@ class Instance:
     async def _run_process(self) -> Exit:
         """Spawn, hold, and reap one process; return how it ended."""
         self._enter(State.STARTING)
-        self.measured = Measured()
-        self._is_announced = self._speaks_child_mode = False
-        self._progress_s = time.monotonic()
         orphans.clear_socket(self.plan.socket)
         try:
             self._child = child = await spawn(self.plan.argv, environment=self.plan.environment)
         except OSError as error:
             return Exit(ExitCause.BAD_ARGUMENT, None, time.monotonic(), 0.0, str(error))
-        orphans.record(child.pid, child.create_time, self.plan.socket)
-        self._enter(State.LOADING)
-        self._emit(
-            events.Spawned(
-                self.plan.name, child.pid, self.plan.binary.label,
-                str(self.plan.model.kv_cache_type), self.plan.model.num_ctx,
-                self.plan.model.num_parallel,
-            )
-        )  # fmt: skip
+        watch = Watch(
+            child,
+            socket=self.plan.socket,
+            name=self.plan.name,
+            logbook=self.logbook,
+            notify=self.notify,
+        )
+        self.measured = watch.measured
         try:
+            orphans.record(child.pid, child.create_time, self.plan.socket)
+            self._enter(State.LOADING)
+            self._emit(_spawned(self.plan, child))
             async with anyio.create_task_group() as tasks:
-                readers = _Countdown(2)
-                tasks.start_soon(self._read_events, child, readers)
-                tasks.start_soon(self._read_log, child, readers)
-                tasks.start_soon(self._ask_health)
-                tasks.start_soon(self._await_exit, child)
-                end = await self._hold(child)
+                tasks.start_soon(watch.run)
+                end = await self._hold(child, watch)
                 with anyio.move_on_after(_LAST_LINES_S):
-                    await readers.done.wait()
+                    await watch.is_drained.wait()
                 tasks.cancel_scope.cancel()
         finally:
             self._upstream = None
@@ -249,23 +257,25 @@ class Instance:
             orphans.forget(self.plan.socket)
         return self._explained(end)
 
-    async def _hold(self, child: Child) -> Exit:
+    async def _hold(self, child: Child, watch: Watch) -> Exit:
         """Look at every piece of news until the process has ended or has been stopped."""
         upstream = Upstream(self.plan.socket)
         while True:
             now_s = time.monotonic()
             if child.returncode is not None:
                 was_ready_s = now_s - self._life.since_s if self._upstream else 0.0
+                self._upstream = None
+                self.notify()
                 upstream.close_all()
                 return Exit(ExitCause.ENDED, child.returncode, now_s, was_ready_s)
             if self._may_stop():
-                return await self._stop(child, upstream)
-            if self.state is State.LOADING and self._is_announced:
+                return await self._stop(child, upstream, watch)
+            if self.state is State.LOADING and watch.is_ready:
                 self._become_ready(upstream)
             if self.state is State.READY and self.is_leaving:
                 self._enter(State.DRAINING)
                 continue
-            stall_s = self._progress_s + self.plan.model.load_timeout_s
+            stall_s = watch.progress_s + self.plan.model.load_timeout_s
             if self.state is State.LOADING and now_s >= stall_s:
                 child.kill()
                 code = await child.wait()
@@ -286,7 +296,7 @@ class Instance:
         if kv_bytes and abs(sum(kv_bytes) - estimated) > _SIZE_TOLERANCE * sum(kv_bytes):
             self._emit(events.SizeDiffers(self.plan.name, estimated, sum(kv_bytes)))
 
-    async def _stop(self, child: Child, upstream: Upstream) -> Exit:
+    async def _stop(self, child: Child, upstream: Upstream, watch: Watch) -> Exit:
         if self.state is State.READY:
             self._enter(State.DRAINING)
         self._upstream = None
@@ -295,7 +305,7 @@ class Instance:
         self._emit(events.Stopping(self.plan.name, self._stop_why or ""))
         upstream.close_all()
         was_killed = await child.stop(
-            farewell=EXIT_LINE if was_ready and self._speaks_child_mode else None,
+            farewell=EXIT_LINE if was_ready and watch.speaks_child_mode else None,
             grace_s=self.plan.model.stop_timeout_s,
         )
         took_s = time.monotonic() - self._life.since_s
@@ -321,64 +331,17 @@ class Instance:
         self._on_change()
         return spent_s
 
-    # What the owner's readers do: note, then notify.
-
-    async def _read_events(self, child: Child, readers: "_Countdown") -> None:
-        async for line in child.stdout_lines():
-            event = parse_event(line)
-            if event is None:
-                self._note_log(line)
-                continue
-            self._speaks_child_mode = True
-            self._progress_s = time.monotonic()
-            if event.state == "ready":
-                self._is_announced = True
-                self.notify()
-        readers.count()
-
-    async def _read_log(self, child: Child, readers: "_Countdown") -> None:
-        async for line in child.stderr_lines():
-            self._note_log(line)
-        readers.count()
-
-    def _note_log(self, raw: bytes) -> None:
-        line = raw.decode("utf-8", "replace").rstrip()
-        self.logbook.append(line)
-        if self.state is not State.LOADING:
-            return
-        self._progress_s = time.monotonic()
-        fact = scan(line)
-        if fact is not None and not (isinstance(fact, LoadFailure) and self._upstream):
-            self.measured.note(fact)
-
-    async def _ask_health(self) -> None:
-        """Poll ``/health`` until it answers 200, unless the build announces itself by events."""
-        upstream = Upstream(self.plan.socket)
-        while not self._speaks_child_mode and not self._is_announced:
-            with suppress(UpstreamError):
-                status, _ = await upstream.fetch("GET", "/health")
-                if parse_health(status) is Health.READY:
-                    self._is_announced = True
-                    self.notify()
-            await anyio.sleep(HEALTH_INTERVAL_S)
-
-    async def _await_exit(self, child: Child) -> None:
-        await child.wait()
-        self.notify()
-
-
-class _Countdown:
-    """An event that is set by the last of ``n``."""
-
-    def __init__(self, n: int) -> None:
-        self._left = n
-        self.done = anyio.Event()
-
-    def count(self) -> None:
-        self._left -= 1
-        if not self._left:
-            self.done.set()
-
 
 def _replace(end: Exit, cause: ExitCause, detail: str) -> Exit:
     return Exit(cause, end.returncode, end.at_s, end.ready_for_s, detail)
+
+
+def _spawned(plan: Plan, child: Child) -> events.Spawned:
+    return events.Spawned(
+        model=plan.name,
+        pid=child.pid,
+        binary=plan.binary.label,
+        kv_cache_type=str(plan.model.kv_cache_type),
+        num_ctx=plan.model.num_ctx,
+        num_parallel=plan.model.num_parallel,
+    )

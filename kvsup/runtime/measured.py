@@ -39,21 +39,26 @@ class Measured:
 
     @property
     def kv_bytes(self) -> tuple[int, int] | None:
-        """Return the bytes of K and of V over all caches, or None if none was logged."""
+        """Bytes of K and of V over all caches, or None if none was logged."""
         if not self.caches:
             return None
         return sum(c.k_bytes for c in self.caches), sum(c.v_bytes for c in self.caches)
 
     @property
     def total_bytes(self) -> int:
-        """Return weights, KV, state, compute and output buffers of all devices; 0: unknown."""
+        """Weights, KV, state, compute and output buffers of all devices; 0: unknown."""
         return sum(buffer.size_bytes for buffer in self.buffers)
 
     @property
     def vram_bytes(self) -> int:
-        """Return the part of ``total_bytes`` that is not in the host's memory."""
+        """The part of ``total_bytes`` that is not in the host's memory."""
         return sum(
             b.size_bytes
             for b in self.buffers
             if b.device and not b.device.startswith(_HOST_DEVICES) and "_Host" not in b.device
         )
+
+    @property
+    def mapped_bytes(self) -> int:
+        """The part of ``total_bytes`` that is the mapped model file, which is page cache."""
+        return sum(b.size_bytes for b in self.buffers if b.device.endswith("_Mapped"))

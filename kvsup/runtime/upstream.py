@@ -56,6 +56,13 @@ class Response(asyncio.Protocol):
             self.transport.resume_reading()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    async def read_all(self) -> bytes:
+        """Return the whole body that is still to be read; raises as ``read``."""
+        parts = []
+        while part := await self.read():
+            parts.append(part)
+        return b"".join(parts)
+
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -165,10 +172,7 @@ class Upstream:
             UpstreamError: as ``stream`` and ``Response.read``.
         """
         async with self.stream(method, target, body=body) as response:
-            parts = []
-            while part := await response.read():
-                parts.append(part)
-            return response.status, b"".join(parts)
+            return response.status, await response.read_all()
 
     def close_all(self) -> None:
         """Close every connection: an open one keeps a stopping llama-server alive (b11434)."""

@@ -1,0 +1,93 @@
+"""Everything that one running llama-server tells: its events, its log, ``/health`` and its exit."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import anyio
+
+from kvsup.errors import UpstreamError
+from kvsup.llama.childmode import parse_event
+from kvsup.llama.health import Health, parse_health
+from kvsup.llama.logscan import scan
+from kvsup.runtime.logbook import Logbook
+from kvsup.runtime.measured import Measured
+from kvsup.runtime.process import Child
+from kvsup.runtime.upstream import Upstream
+
+HEALTH_INTERVAL_S = 0.015
+"""Pause between two questions to a llama-server that sends no events."""
+
+
+class Watch:
+    """Notes what one child tells and calls ``notify`` when its owner should look."""
+
+    def __init__(
+        self, child: Child, *, socket: str, name: str, logbook: Logbook, notify: Callable[[], None]
+    ) -> None:
+        self.is_ready = False
+        """It has said that it serves, by event or by ``/health``."""
+        self.speaks_child_mode = False
+        """It has sent an event, so it reads its stdin once it is ready."""
+        self.progress_s = time.monotonic()
+        """When it last told anything."""
+        self.measured = Measured()
+        self.is_drained = anyio.Event()
+        """Both its pipes have been read to their end."""
+        self._child = child
+        self._upstream = Upstream(socket)
+        self._logbook = logbook
+        self._logger = logging.getLogger(f"kvsup.llama.{name}")
+        self._notify = notify
+
+    async def run(self) -> None:
+        """Read until both pipes end; cancel it where something else holds them open."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._await_exit)
+            tasks.start_soon(self._ask_health)
+            async with anyio.create_task_group() as readers:
+                readers.start_soon(self._read_events)
+                readers.start_soon(self._read_log)
+            self.is_drained.set()
+
+    async def _read_events(self) -> None:
+        async for line in self._child.stdout_lines():
+            event = parse_event(line)
+            if event is None:
+                self._note(line)
+                continue
+            self.speaks_child_mode = True
+            self.progress_s = time.monotonic()
+            if event.state == "ready":
+                self._become_ready()
+
+    async def _read_log(self) -> None:
+        async for line in self._child.stderr_lines():
+            self._note(line)
+
+    def _note(self, raw: bytes) -> None:
+        line = raw.decode("utf-8", "replace").rstrip()
+        self._logbook.append(line)
+        self._logger.debug("%s", line)
+        self.progress_s = time.monotonic()
+        # Not only before it is ready: the log's own thread may lag behind the event on stdout.
+        if (fact := scan(line)) is not None:
+            self.measured.note(fact)
+
+    async def _ask_health(self) -> None:
+        """Poll ``/health`` until it answers 200, unless the build announces itself by events."""
+        while not self.speaks_child_mode and not self.is_ready:
+            with suppress(UpstreamError):
+                status, _ = await self._upstream.fetch("GET", "/health")
+                if parse_health(status) is Health.READY:
+                    self._become_ready()
+            await anyio.sleep(HEALTH_INTERVAL_S)
+
+    async def _await_exit(self) -> None:
+        await self._child.wait()
+        self._notify()
+
+    def _become_ready(self) -> None:
+        self.is_ready = True
+        self._notify()

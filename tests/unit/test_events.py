@@ -1,0 +1,43 @@
+"""One line an event, for a person who follows."""
+
+import pytest
+
+from kvsup import events
+from kvsup.events import Event, describe
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            events.Spawned("m", 7, "b11434", "q8_0:q5_1", 4096, 2),
+            "m: starting (pid 7, b11434, KV q8_0:q5_1, 2 x 4096 tokens)",
+        ),
+        (
+            events.Ready("m", 0.417, (25 << 20, 18 << 20), "q8_0:q5_1"),
+            "m: ready after 0.42 s, KV 43 MiB (K q8_0 25 MiB, V q5_1 18 MiB)",
+        ),
+        (events.Ready("m", 1.0, None, "f16:f16"), "m: ready after 1.00 s"),
+        (
+            events.SizeDiffers("m", 1 << 20, 2 << 20),
+            "m: KV cache is 2 MiB, 1 MiB were estimated; the measured size counts",
+        ),
+        (events.Died("m", "died of a signal"), "m: died of a signal"),
+        (events.Restarting("m", 1.25), "m: restarting in 1.2 s"),
+        (
+            events.GaveUp("m", "no such file"),
+            "m: given up: no such file; edit its file or run kvsup reset m",
+        ),
+        (events.Stopping("m", "idle"), "m: stopping: idle"),
+        (events.Stopped("m", 0.03, was_killed=False), "m: stopped after 0.03 s"),
+        (events.Stopped("m", 10.0, was_killed=True), "m: stopped after 10.00 s (killed)"),
+        (
+            events.Reloaded(("a", "b"), ("c",)),
+            "configuration read again: changed a, b; removed c",
+        ),
+        (events.Reloaded((), ()), "configuration read again: nothing changed"),
+    ],
+)
+def test_describe_of_an_event_is_one_line(event: Event, line: str) -> None:
+    """Model first, then what happened, with its numbers."""
+    assert describe(event) == line
