@@ -139,7 +139,8 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         default=100 << 20, name="max_body"
     )
     max_loaded_models: Annotated[
-        int | None, Meta(ge=1, description="Models in memory at once; absent: memory decides.")
+        Annotated[int, Meta(ge=1)] | None,
+        _doc("Models in memory at once; absent: memory decides."),
     ] = None
     memory_bytes: Annotated[
         int | None, _kind("size", 'Memory for all models, e.g. "16GiB"; "auto": what is free.')

@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 from kvsup.units import format_bytes
 
+SWAP_PATIENCE_S = 2.0
+"""How long a request waits for another model to become idle before that one gets no new requests.
+
+Without patience two busy models with room for one would be swapped at every request; without an
+end to it the second would starve.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Resident:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import psutil
 import uvicorn
 from anyio.abc import TaskStatus
@@ -87,14 +88,22 @@ class Supervisor:
             await self._fleet_ended.wait()
             tasks.cancel_scope.cancel()
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the configuration folder again and take up what changed.
 
         Raises:
             ConfigError: something is wrong in it; nothing has changed.
         """
-        self._configuration = read_configuration(self._configuration.folder, self._environ)
-        self._fleet.replace(self._configuration.plans)
+        old = self._configuration.host
+        self._configuration = await anyio.to_thread.run_sync(
+            read_configuration, self._configuration.folder, self._environ
+        )
+        new = self._configuration.host
+        if (old.host, old.port, old.origins, old.state_dir) != (
+            new.host, new.port, new.origins, new.state_dir,
+        ):  # fmt: skip
+            logger.warning("host, port, origins and state_dir take effect when kvsup starts again")
+        self._fleet.replace(self._configuration.plans, new)
 
     async def _run_fleet(self, server: uvicorn.Server, *, task_status: TaskStatus[None]) -> None:
         await self._fleet.run(task_status=task_status)
@@ -107,7 +116,7 @@ class Supervisor:
             async for number in signals:
                 if number == signal.SIGHUP:
                     try:
-                        self.reload()
+                        await self.reload()
                     except ConfigError as error:
                         logger.warning("configuration not taken up:\n%s", error)
                 elif self._is_stopping:

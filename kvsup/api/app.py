@@ -1,7 +1,7 @@
 """The route table, and what answers for routes that are not there."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import psutil
 from starlette.applications import Starlette
@@ -24,7 +24,7 @@ from kvsup.runtime.fleet import Fleet
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
-def create_app(fleet: Fleet, host: HostConfig, *, reload: Callable[[], None]) -> ASGIApp:
+def create_app(fleet: Fleet, host: HostConfig, *, reload: Callable[[], Awaitable[None]]) -> ASGIApp:
     """Return the ASGI application that serves ``fleet``.
 
     Args:

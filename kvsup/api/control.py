@@ -6,7 +6,7 @@ They change what others see, so only a client on this machine may call them.
 import ipaddress
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -25,7 +25,7 @@ class _Named(msgspec.Struct):
 class ControlHandlers:
     """Management of one fleet."""
 
-    def __init__(self, fleet: Fleet, *, reload: Callable[[], None]) -> None:
+    def __init__(self, fleet: Fleet, *, reload: Callable[[], Awaitable[None]]) -> None:
         self._fleet = fleet
         self._reload = reload
 
@@ -53,7 +53,7 @@ class ControlHandlers:
         """Answer ``POST /kvsup/reload``: read the configuration again; 400 with every problem."""
         _check_local(exchange)
         try:
-            self._reload()
+            await self._reload()
         except ConfigError as error:
             body = msgspec.json.encode({"error": str(error)})
             await exchange.answer(body, status=400, content_type=JSON)

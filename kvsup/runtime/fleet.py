@@ -18,7 +18,17 @@ from kvsup.config import HostConfig
 from kvsup.errors import CapacityError, InstanceFailed, KvsupError, ModelNotFound, QueueFull
 from kvsup.ollama.names import lookup_keys
 from kvsup.plan import Plan
-from kvsup.residency import Budget, Go, Refuse, Resident, Wait, admit, idle_due, next_due_s
+from kvsup.residency import (
+    SWAP_PATIENCE_S,
+    Budget,
+    Go,
+    Refuse,
+    Resident,
+    Wait,
+    admit,
+    idle_due,
+    next_due_s,
+)
 from kvsup.runtime.host import memory_available_bytes
 from kvsup.runtime.instance import Instance
 
@@ -30,6 +40,7 @@ class _Ticket:
     instance: Instance
     slots: int
     keep_alive_s: float | None
+    arrived_s: float = field(default_factory=time.monotonic)
     settled: anyio.Event = field(default_factory=anyio.Event)
     is_granted: bool = False
     refusal: KvsupError | None = None
@@ -131,8 +142,9 @@ class Fleet:
         self.instance(name).reset()
         self._schedule()
 
-    def replace(self, plans: Iterable[Plan]) -> None:
+    def replace(self, plans: Iterable[Plan], host: HostConfig) -> None:
         """Take up a new configuration: only what changed is replaced, and only once it is idle."""
+        self._host = host
         before = {i.plan.name: i for i in self._catalogue.values()}
         self._replace_catalogue(plans)
         changed: list[str] = []
@@ -181,31 +193,44 @@ class Fleet:
     # Decisions: synchronous, from here to the end.
 
     def _schedule(self) -> None:
-        """Grant, refuse, start and evict as far as the present state allows; first come first."""
+        """Grant, refuse, start and evict as far as the present state allows; first come first.
+
+        First those whose model is in memory, then those that need another one gone. One that has
+        waited for ``SWAP_PATIENCE_S`` claims the models in its way: they get no new request.
+        """
+        patient_since_s = time.monotonic() - SWAP_PATIENCE_S
         claimed: set[str] = set()
         for ticket in list(self._queue):
-            instance = ticket.instance
-            holder = self._resident.get(instance.key)
-            if self._is_closing:
-                self._refuse(ticket, CapacityError("kvsup is shutting down"))
-            elif instance.failure is not None:
-                self._refuse(
-                    ticket,
-                    InstanceFailed(f"llama-server process has terminated: {instance.failure}"),
-                )
-            elif holder is not None:
-                is_open = holder is instance and not holder.is_leaving
-                has_room = holder.busy_slots + ticket.slots <= holder.plan.model.num_parallel
-                if is_open and has_room and (not ticket.slots or holder.key not in claimed):
-                    self._grant(ticket)
-            else:
+            if refusal := self._refusal(ticket):
+                self._refuse(ticket, refusal)
+            elif ticket.instance.key in self._resident:
+                if ticket.instance.key not in claimed or not ticket.slots:
+                    self._grant_if_open(ticket)
+            elif ticket.arrived_s <= patient_since_s:
                 claimed |= self._admit(ticket)
+        for ticket in list(self._queue):
+            if ticket.instance.key not in self._resident:
+                self._admit(ticket)
+
+    def _refusal(self, ticket: _Ticket) -> KvsupError | None:
+        if self._is_closing:
+            return CapacityError("kvsup is shutting down")
+        failure = ticket.instance.failure
+        if failure is not None:
+            return InstanceFailed(f"llama-server process has terminated: {failure}")
+        return None
+
+    def _grant_if_open(self, ticket: _Ticket) -> None:
+        """Grant a slot of a resident instance, unless it leaves, is full, or is the one before."""
+        holder = self._resident[ticket.instance.key]
+        has_room = holder.busy_slots + ticket.slots <= holder.plan.model.num_parallel
+        if holder is ticket.instance and not holder.is_leaving and has_room:
+            self._grant(ticket)
 
     def _admit(self, ticket: _Ticket) -> set[str]:
         """Start the instance of ``ticket`` if it fits; return the keys that must become idle."""
         instance = ticket.instance
-        residents = self._residents()
-        verdict = admit(instance.key, instance.size_bytes, residents, self._budget())
+        verdict = admit(instance.key, instance.size_bytes, self._residents(), self._budget())
         match verdict:
             case Go(evict=()):
                 self._start(instance)
