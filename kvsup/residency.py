@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from kvsup.units import format_bytes
 
-SWAP_PATIENCE_S = 2.0
-"""How long a request waits for another model to become idle before that one gets no new requests.
+MIN_RESIDENCE_S = 2.0
+"""How long a model that was just loaded serves what waits for it before others may claim its place.
 
-Without patience two busy models with room for one would be swapped at every request; without an
-end to it the second would starve.
+Without it two busy models with room for one would be swapped at every request; without an end to
+it the second would starve.
 """
 
 

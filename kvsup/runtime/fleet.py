@@ -6,6 +6,7 @@ code is alone. What takes time (stop, start) is done by the instances' own tasks
 """
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from kvsup.errors import CapacityError, InstanceFailed, KvsupError, ModelNotFoun
 from kvsup.ollama.names import lookup_keys
 from kvsup.plan import Plan
 from kvsup.residency import (
-    SWAP_PATIENCE_S,
+    MIN_RESIDENCE_S,
     Budget,
     Go,
     Refuse,
@@ -40,7 +41,6 @@ class _Ticket:
     instance: Instance
     slots: int
     keep_alive_s: float | None
-    arrived_s: float = field(default_factory=time.monotonic)
     settled: anyio.Event = field(default_factory=anyio.Event)
     is_granted: bool = False
     refusal: KvsupError | None = None
@@ -195,22 +195,22 @@ class Fleet:
     def _schedule(self) -> None:
         """Grant, refuse, start and evict as far as the present state allows; first come first.
 
-        First those whose model is in memory, then those that need another one gone. One that has
-        waited for ``SWAP_PATIENCE_S`` claims the models in its way: they get no new request.
+        A request that needs other models gone claims them: they get no new request, once they
+        have served for ``MIN_RESIDENCE_S``.
         """
-        patient_since_s = time.monotonic() - SWAP_PATIENCE_S
         claimed: set[str] = set()
+        waiting: set[str] = set()
         for ticket in list(self._queue):
+            if ticket.settled.is_set():
+                continue
             if refusal := self._refusal(ticket):
                 self._refuse(ticket, refusal)
             elif ticket.instance.key in self._resident:
                 if ticket.instance.key not in claimed or not ticket.slots:
                     self._grant_if_open(ticket)
-            elif ticket.arrived_s <= patient_since_s:
+            elif ticket.instance.key not in waiting:
+                waiting.add(ticket.instance.key)
                 claimed |= self._admit(ticket)
-        for ticket in list(self._queue):
-            if ticket.instance.key not in self._resident:
-                self._admit(ticket)
 
     def _refusal(self, ticket: _Ticket) -> KvsupError | None:
         if self._is_closing:
@@ -239,9 +239,10 @@ class Fleet:
                 for key in victims:
                     self._resident[key].stop(f"to make room for {instance.plan.name}")
             case Wait(blockers=blockers):
-                return set(blockers)
+                return {key for key in blockers if not self._is_protected(self._resident[key])}
             case Refuse(reason=reason):
-                self._refuse(ticket, CapacityError(f"{instance.plan.name} {reason}"))
+                for other in [t for t in self._queue if t.instance is instance]:
+                    self._refuse(other, CapacityError(f"{instance.plan.name} {reason}"))
         return set()
 
     def _start(self, instance: Instance) -> None:
@@ -295,12 +296,17 @@ class Fleet:
         limit_bytes = free_bytes + held_bytes - self._host.memory_headroom_bytes
         return Budget(limit_bytes, self._host.max_loaded_models, is_estimated=True)
 
+    def _is_protected(self, instance: Instance) -> bool:
+        """Say whether it was loaded so lately that what waits for it comes first."""
+        return time.monotonic() - instance.serving_since_s < MIN_RESIDENCE_S
+
     def _residents(self) -> list[Resident]:
+        waiting = Counter(ticket.instance.key for ticket in self._queue)
         return [
             Resident(
                 key=key,
                 size_bytes=instance.size_bytes,
-                leases=instance.leases,
+                leases=instance.leases + (waiting[key] if self._is_protected(instance) else 0),
                 last_used_s=instance.last_used_s,
                 idle_until_s=instance.idle_until_s,
                 is_pinned=instance.plan.model.pin and not instance.is_retired,

@@ -101,6 +101,11 @@ class Instance:
         return self.measured.total_bytes or self.plan.size_bytes
 
     @property
+    def serving_since_s(self) -> float:
+        """When it became ready; infinity while it is not."""
+        return self._life.since_s if self.state is State.READY else math.inf
+
+    @property
     def private_bytes(self) -> int:
         """The part of it that the operating system does not count as available: no mapped file."""
         return self.measured.total_bytes - self.measured.mapped_bytes if self._upstream else 0
