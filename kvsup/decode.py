@@ -15,7 +15,7 @@ from kvsup.config import SHARED_KEYS, HostConfig, ModelConfig
 from kvsup.errors import Problem
 from kvsup.keylines import key_lines
 from kvsup.kvtypes import parse_kv_pair
-from kvsup.units import parse_bytes, parse_duration
+from kvsup.units import parse_bytes, parse_duration_setting
 
 S = TypeVar("S", bound=Struct)
 Table = Mapping[str, Any]
@@ -71,7 +71,7 @@ class _Decoder:
     def _value(self, annotation: Any, value: Any, where: str) -> Any:
         kind = _kind(annotation)
         if kind == "duration":
-            return parse_duration(value)
+            return parse_duration_setting(value)
         if kind == "size":
             return None if value == "auto" and _optional(annotation) else parse_bytes(value)
         if kind == "pair":

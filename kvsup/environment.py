@@ -85,11 +85,6 @@ def _text(key: str) -> Callable[[str], dict[str, object]]:
     return lambda value: {key: value}
 
 
-def _duration(key: str) -> Callable[[str], dict[str, object]]:
-    """Read a Go duration or whole seconds, which a TOML file writes as a number."""
-    return lambda value: {key: int(value) if re.fullmatch(r"-?\d+", value) else value}
-
-
 def _count(key: str) -> Callable[[str], dict[str, object]]:
     return lambda value: {} if value == "0" else {key: int(value) if value.isdigit() else value}
 
@@ -101,8 +96,8 @@ def _flash_attention(value: str) -> dict[str, object]:
 _VARIABLES: Mapping[str, Callable[[str], dict[str, object]]] = {
     "OLLAMA_HOST": _host,
     "OLLAMA_KV_CACHE_TYPE": _text("kv_cache_type"),
-    "OLLAMA_KEEP_ALIVE": _duration("keep_alive"),
-    "OLLAMA_LOAD_TIMEOUT": _duration("load_timeout"),
+    "OLLAMA_KEEP_ALIVE": _text("keep_alive"),
+    "OLLAMA_LOAD_TIMEOUT": _text("load_timeout"),
     "OLLAMA_MAX_LOADED_MODELS": _count("max_loaded_models"),
     "OLLAMA_NUM_PARALLEL": _count("num_parallel"),
     "OLLAMA_CONTEXT_LENGTH": _count("num_ctx"),

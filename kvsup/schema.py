@@ -16,7 +16,7 @@ _KINDS: dict[str, dict[str, Any]] = {
         "pattern": r"^-?\d",
         "examples": ["5m", "1h30m", 300, "-1"],
     },
-    "size": {"type": ["string", "integer"], "examples": ["8GiB", "512MiB", "auto"]},
+    "size": {"type": ["string", "integer"], "examples": ["8GiB", "512MiB"]},
     "pair": {"type": "string", "examples": ["q8_0:q5_1", "f16:f16", "q8_0"]},
 }
 
@@ -53,6 +53,8 @@ def _object(kind: type[Struct]) -> dict[str, Any]:
         bare = info.type.__origin__
         if "kind" in extra:
             shape = dict(_KINDS[extra["kind"]])
+            if type(None) in getattr(bare, "__args__", ()):
+                shape["examples"] = [*shape["examples"], "auto"]
         elif isinstance(bare, type) and issubclass(bare, Struct):
             shape = _object(bare)
         else:

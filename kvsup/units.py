@@ -16,7 +16,7 @@ _DURATION_UNITS_S = {
     "m": 60.0,
     "h": 3600.0,
 }
-_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)([a-zµμ]*)")
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b?|b)?", re.IGNORECASE)
 
@@ -56,8 +56,24 @@ def parse_duration(value: object) -> float:
     return FOREVER_S if negative else total_s
 
 
+def parse_duration_setting(value: object) -> float:
+    """Return as ``parse_duration`` does; a text may also be a bare number of seconds.
+
+    So it is in ``OLLAMA_KEEP_ALIVE``, but not in requests.
+
+    Raises:
+        ValueError: the value is neither; the message says what to write.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d+\s*", value):
+        return parse_duration(int(value))
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; write e.g. "5m" or a number of seconds') from error
+
+
 def format_duration(seconds: float) -> str:
-    """Return a short form that ``parse_duration`` reads back: ``1h30m``, ``2.5s``, ``-1``."""
+    """Return a short form for settings, such as ``1h30m``, ``2.5s``, and ``-1`` for ever."""
     if math.isinf(seconds):
         return "-1"
     if seconds < 60 or seconds != int(seconds):

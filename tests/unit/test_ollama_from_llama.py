@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsup.errors import UpstreamError
+from kvsup.errors import EngineError, UpstreamError
 from kvsup.ollama.from_llama import ChatReplies, Folded, GenerateReplies
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -271,9 +271,9 @@ def test_replies_error_event_raises_after_earlier_pieces() -> None:
     lines = replies.feed(_golden("chat_error"), NOW_NS)
 
     assert json.loads(lines)["message"]["content"] == "Once"
-    with pytest.raises(UpstreamError, match=r"^Context size has been exceeded\.$"):
+    with pytest.raises(EngineError, match=r"^Context size has been exceeded\.$"):
         replies.feed(b"", NOW_NS)
-    with pytest.raises(UpstreamError, match=r"^Context size has been exceeded\.$"):
+    with pytest.raises(EngineError, match=r"^Context size has been exceeded\.$"):
         replies.finish(NOW_NS, total_ns=1, load_ns=1)
 
 
@@ -281,7 +281,7 @@ def test_replies_error_event_alone_raises_at_once() -> None:
     """Before the first piece the error can still become a status."""
     event = b'data: {"error":{"code":500,"message":"no","type":"server_error"}}\n\n'
 
-    with pytest.raises(UpstreamError, match=r"^no$"):
+    with pytest.raises(EngineError, match=r"^no$"):
         GenerateReplies("m").feed(event, NOW_NS)
 
 
