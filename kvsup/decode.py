@@ -6,7 +6,7 @@ Pure: texts and tables in, values and problems out. Reading files is ``runtime/c
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -59,7 +59,7 @@ class _Decoder:
             try:
                 values[info.name] = self._value(info.type, value, where)
             except (ValueError, msgspec.ValidationError) as error:
-                self._add(where, _readable(str(error)))
+                self._add(where, _readable(str(error)) + _choices(info.type))
         values.update(
             (f.name, None) for f in fields.values() if f.required and f.encode_name not in table
         )
@@ -191,3 +191,13 @@ def _readable(message: str) -> str:
     """Turn msgspec's words into ours: ``Expected `int`, got `str```."""
     text = message.replace("`", "").split(" - at ")[0]
     return text[0].lower() + text[1:] if text else text
+
+
+def _choices(annotation: Any) -> str:
+    """Return the words to write where a field takes only a few."""
+    bare = _bare(annotation)
+    literal = next((a for a in (bare, *get_args(bare)) if get_origin(a) is Literal), None)
+    if literal is None:
+        return ""
+    *others, last = get_args(literal)
+    return f"; write {', '.join(others)} or {last}"

@@ -14,7 +14,8 @@ from kvsup.config import ModelConfig, canonical
 from kvsup.gguf import Metadata
 from kvsup.llama.argv import build_argv, build_environment
 from kvsup.llama.binary import Binary
-from kvsup.memory import Estimate, Launch, estimate, shape_of
+from kvsup.memory import Estimate, Launch, estimate
+from kvsup.modelshape import ModelShape
 
 ALLOWANCE_BYTES = 64 << 20
 """Counted beside weights, KV cache and compute buffers: the process itself and its HTTP side."""
@@ -25,11 +26,14 @@ class ModelFile:
     """What the disk says of a model's weights."""
 
     metadata: Metadata
+    """Header of the first part."""
+    shape: ModelShape
+    n_params: int
     size_bytes: int
-    """All parts of a split model together."""
+    """All parts of a split model together, and the projector."""
     modified_ns: int
     stamp: str
-    """Changes when the file is replaced: device, inode, size and time of change."""
+    """Changes when a file is replaced or written, the chat template's included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ def make_plan(
         environment=environment,
         socket=socket,
         estimate=estimate(
-            shape_of(file.metadata),
+            file.shape,
             model.kv_cache_type,
             launch_of(model),
             weights_bytes=file.size_bytes,

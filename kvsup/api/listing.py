@@ -28,7 +28,7 @@ def catalog_entry(plan: Plan) -> CatalogEntry:
         size_bytes=plan.file.size_bytes,
         digest=plan.digest,
         family=architecture,
-        parameter_size=parameter_size(metadata.n_params),
+        parameter_size=parameter_size(plan.file.n_params),
         quantization_level=metadata.file_type,
         kv_cache_type=str(plan.model.kv_cache_type),
         num_ctx=plan.model.num_ctx,
@@ -60,7 +60,7 @@ def running_entries(
                 name=display_name(plan.name),
                 digest=plan.digest,
                 family=plan.file.metadata.architecture,
-                parameter_size=parameter_size(plan.file.metadata.n_params),
+                parameter_size=parameter_size(plan.file.n_params),
                 quantization_level=plan.file.metadata.file_type,
                 size_bytes=snapshot.size_bytes,
                 size_vram_bytes=snapshot.vram_bytes,
@@ -83,7 +83,7 @@ def show(plan: Plan, request: ShowRequest) -> dict[str, object]:
             key: None if isinstance(value, Array) else value
             for key, value in metadata.values.items()
         },
-        parameter_count=metadata.n_params,
+        parameter_count=plan.file.n_params,
         template=metadata.text(_CHAT_TEMPLATE),
         system=request.system or plan.model.system,
         options={**plan.model.options, **request.options},

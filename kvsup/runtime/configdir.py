@@ -152,7 +152,7 @@ def _plan(
     findings += model_findings(
         model,
         binary=None if isinstance(binary, str) else binary,
-        shape=None if file is None else shape_of(file.metadata),
+        shape=None if file is None else file.shape,
     )
     for key, message in findings:
         reading.problems.append(source.problem(_place(model, source=source, key=key), message))
@@ -162,30 +162,42 @@ def _plan(
 
 
 def _model_file(model: ModelConfig, findings: list[tuple[str, str]]) -> ModelFile | None:
-    for key, named in (("mmproj", model.mmproj), ("template", model.template)):
-        if named is not None and not Path(named).is_file():
-            findings.append((key, f"no such file: {named}"))
+    beside = {"mmproj": model.mmproj, "template": model.template}
+    missing = [key for key, named in beside.items() if named and not Path(named).is_file()]
+    findings += [(key, f"no such file: {beside[key]}") for key in missing]
     path = Path(model.model)
     if not path.is_file():
         findings.append(("model", f"no such file: {path}; write the path of a GGUF file"))
         return None
     try:
         parts = split_paths(path)
-        status = path.stat()
-        metadata = _metadata(path, status.st_mtime_ns, status.st_size)
+        headers = [_metadata(part, _stamp(part)) for part in parts]
+        shape = shape_of(headers[0])
     except (GGUFError, OSError) as error:
         findings.append(("model", f"{path}: {error}"))
         return None
+    if missing:
+        return None
+    weights = [*parts, *(Path(named) for named in (model.mmproj,) if named)]
+    others = [Path(named) for named in beside.values() if named]
     return ModelFile(
-        metadata=metadata,
-        size_bytes=sum(part.stat().st_size for part in parts),
-        modified_ns=status.st_mtime_ns,
-        stamp=f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}",
+        metadata=headers[0],
+        shape=shape,
+        n_params=sum(header.n_params for header in headers),
+        size_bytes=sum(weight.stat().st_size for weight in weights),
+        modified_ns=path.stat().st_mtime_ns,
+        stamp=";".join(_stamp(file) for file in (*parts, *others)),
     )
 
 
+def _stamp(path: Path) -> str:
+    """Return what changes when the file is replaced or written."""
+    status = path.stat()
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
 @lru_cache(maxsize=256)
-def _metadata(path: Path, _mtime_ns: int, _size_bytes: int) -> Metadata:
+def _metadata(path: Path, _stamped: str) -> Metadata:
     """Read a header once while the file stays the same."""
     return read_metadata_of(path)
 
