@@ -1,5 +1,7 @@
 """The grammar ``type_k:type_v``, and the bytes that a row of each type takes."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,13 +52,13 @@ def test_parse_of_impossible_name_raises_with_an_example(text: str) -> None:
 
 def test_parse_of_a_type_that_the_binary_lacks_names_the_nearest() -> None:
     """The error has the nearest name and all that this binary takes."""
-    with pytest.raises(ValueError, match="") as caught:
-        parse_kv_pair("f16:q5_2", allowed=STOCK_TYPES)
-
-    assert str(caught.value) == (
+    text = (
         "'q5_2' is no KV cache type of this llama-server; did you mean 'q5_1'? "
         "it takes f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl"
     )
+
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        parse_kv_pair("f16:q5_2", allowed=STOCK_TYPES)
 
 
 def test_parse_of_a_type_that_a_fork_lists_is_taken() -> None:

@@ -36,7 +36,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "residency": ("units",),
     "events": ("units",),
     "checks": ("config", "kvrules", "kvtypes", "llama", "modelshape", "ollama"),
-    "plan": ("config", "gguf", "llama", "memory", "msgspec"),
+    "plan": ("config", "gguf", "llama", "memory", "modelshape", "msgspec"),
     "schema": ("config", "units", "msgspec"),
     "llama": ("config", "errors", "restart", "llama", "msgspec"),
     "ollama": ("llama.wire", "llama.sse", "errors", "units", "ollama", "msgspec"),
