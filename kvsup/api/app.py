@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from kvsup.api.control import ControlHandlers
@@ -20,6 +20,8 @@ from kvsup.api.passthrough import PassthroughHandlers
 from kvsup.config import HostConfig
 from kvsup.ollama.access import OriginRules
 from kvsup.runtime.fleet import Fleet
+
+Handles = Endpoint | Callable[[Request], Awaitable[Response]]
 
 _LOOPBACK = ("127.", "localhost", "::1")
 
@@ -44,31 +46,31 @@ def create_app(fleet: Fleet, host: HostConfig, *, reload: Callable[[], Awaitable
     ollama = OllamaHandlers(fleet)
     passed = PassthroughHandlers(fleet)
     control = ControlHandlers(fleet, reload=reload)
-    get, post, both = ["GET"], ["POST"], ["GET", "HEAD"]
+    get, post, both = {"GET"}, {"POST"}, {"GET", "HEAD"}
     app = Starlette(
         routes=[
-            Route("/", _hello, methods=both),
-            Route("/api/version", serve(ollama.version), methods=both),
-            Route("/api/tags", serve(ollama.tags), methods=both),
-            Route("/api/ps", serve(ollama.ps), methods=get),
-            Route("/api/show", serve(ollama.show), methods=post),
-            Route("/api/chat", serve(ollama.chat), methods=post),
-            Route("/api/generate", serve(ollama.generate), methods=post),
-            Route("/api/embed", serve(ollama.embed), methods=post),
-            Route("/api/embeddings", serve(ollama.embeddings), methods=post),
-            Route("/v1/models", serve(passed.models, OPENAI), methods=both),
-            Route("/v1/models/{name:path}", serve(passed.model, OPENAI)),
-            Route("/v1/{path:path}", serve(passed.v1, OPENAI), methods=post),
-            Route(
+            _route("/", _hello, both),
+            _route("/api/version", serve(ollama.version), both),
+            _route("/api/tags", serve(ollama.tags), both),
+            _route("/api/ps", serve(ollama.ps), get),
+            _route("/api/show", serve(ollama.show), post),
+            _route("/api/chat", serve(ollama.chat), post),
+            _route("/api/generate", serve(ollama.generate), post),
+            _route("/api/embed", serve(ollama.embed), post),
+            _route("/api/embeddings", serve(ollama.embeddings), post),
+            _route("/v1/models", serve(passed.models, OPENAI), both),
+            _route("/v1/models/{name:path}", serve(passed.model, OPENAI), get),
+            _route("/v1/{path:path}", serve(passed.v1, OPENAI), post),
+            _route(
                 "/upstream/{rest:path}",
                 serve(passed.upstream, OPENAI),
-                methods=["GET", "POST", "DELETE"],
+                {"GET", "POST", "DELETE"},
             ),
-            Route("/kvsup/models", serve(control.models), methods=get),
-            Route("/kvsup/stop", serve(control.stop), methods=post),
-            Route("/kvsup/reset", serve(control.reset), methods=post),
-            Route("/kvsup/reload", serve(control.reload), methods=post),
-            Route("/kvsup/logs/{name:path}", serve(control.logs), methods=get),
+            _route("/kvsup/models", serve(control.models), get),
+            _route("/kvsup/stop", serve(control.stop), post),
+            _route("/kvsup/reset", serve(control.reset), post),
+            _route("/kvsup/reload", serve(control.reload), post),
+            _route("/kvsup/logs/{name:path}", serve(control.logs), get),
         ],
         exception_handlers={HTTPException: _not_routed},
     )
@@ -79,6 +81,13 @@ def create_app(fleet: Fleet, host: HostConfig, *, reload: Callable[[], Awaitable
         own_names={socket.gethostname()},
         own_addresses={a.address for many in psutil.net_if_addrs().values() for a in many},
     )
+
+
+def _route(path: str, endpoint: Handles, methods: set[str]) -> BaseRoute:
+    """Return a route for exactly ``methods``: Starlette adds HEAD to GET, Ollama does not."""
+    route = Route(path, endpoint, methods=sorted(methods))
+    route.methods = methods
+    return route
 
 
 async def _hello(_request: Request) -> Response:

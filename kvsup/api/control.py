@@ -70,7 +70,7 @@ class ControlHandlers:
         if "follow" not in query:
             await exchange.end("".join(f"{line}\n" for line in logbook.tail(n_lines)).encode())
             return
-        async for line in logbook.follow():
+        async for line in logbook.follow(n_lines):
             await exchange.write(f"{line}\n".encode())
 
 

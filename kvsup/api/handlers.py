@@ -1,7 +1,8 @@
 """Ollama's generating endpoints: decode, lease, relay."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -12,7 +13,7 @@ from kvsup.api.relay import Answer, ask, relay
 from kvsup.errors import ModelNotFound, RequestError
 from kvsup.ollama import catalog, embeddings, requests, to_llama
 from kvsup.ollama.from_llama import ChatReplies, Folded, GenerateReplies
-from kvsup.ollama.names import valid_name
+from kvsup.ollama.names import display_name, valid_name
 from kvsup.ollama.ndjson import encode
 from kvsup.ollama.to_llama import LlamaCall
 from kvsup.runtime.fleet import Fleet
@@ -87,6 +88,7 @@ class OllamaHandlers:
         request = requests.decode_embed(exchange.body)
         _check_grammar(request.model)
         texts = request.texts()
+        self._check_there(request.model)
         async with self._fleet.lease(request.model, keep_alive_s=request.keep_alive_s) as instance:
             await instance.ready()
             load_ns = time.monotonic_ns() - started_ns
@@ -109,6 +111,7 @@ class OllamaHandlers:
         if not request.model:
             raise RequestError("model is required")
         _check_grammar(request.model)
+        self._check_there(request.model)
         async with self._fleet.lease(request.model, keep_alive_s=request.keep_alive_s) as instance:
             if request.is_load_only:
                 await instance.ready()
@@ -122,7 +125,9 @@ class OllamaHandlers:
         request = requests.decode_show(exchange.body)
         if not request.model:
             raise RequestError("model is required")
-        plan = self._known(request.model).plan
+        _check_grammar(request.model)
+        with _as_ollama_says(f"model '{display_name(request.model)}' not found"):
+            plan = self._fleet.instance(request.model).plan
         await exchange.answer(encode(listing.show(plan, request)))
 
     async def tags(self, exchange: Exchange) -> None:
@@ -141,6 +146,11 @@ class OllamaHandlers:
         """Answer ``GET /api/version``."""
         version = {**catalog.version(listing.OLLAMA_VERSION), "kvsup": __version__}
         await exchange.answer(encode(version))
+
+    def _check_there(self, name: str) -> None:
+        """Raise with the text that the routes for embeddings have for a missing model."""
+        with _as_ollama_says(f'model "{name}" not found, try pulling it first'):
+            self._fleet.instance(name)
 
     def _known(self, name: str) -> Instance:
         _check_grammar(name)
@@ -216,6 +226,15 @@ def _check_grammar(name: str) -> None:
         raise ModelNotFound(name)
     if not valid_name(name):
         raise RequestError("invalid model name")
+
+
+@contextmanager
+def _as_ollama_says(text: str) -> Iterator[None]:
+    """Give a missing model the text that Ollama has for this route: clients match it."""
+    try:
+        yield
+    except ModelNotFound as error:
+        raise ModelNotFound(error.name, text) from error
 
 
 def _now() -> int:

@@ -66,13 +66,17 @@ class PassthroughHandlers:
         name, path = self._split(request.path_params["rest"])
         target = f"{path}?{request.url.query}" if request.url.query else path
         headers = [(k, v) for k, v in request.headers.raw if k in _FORWARDED]
-        slots = 1 if request.method == "POST" and not path.startswith("/slots/") else 0
+        is_post = request.method == "POST"
+        slots = 1 if is_post and not path.startswith("/slots/") else 0
+        steered = steer(path, exchange.body) if is_post else None
+        body = steered.body if steered else exchange.body
         async with self._fleet.lease(name, slots=slots) as instance:
             upstream = await instance.ready()
             async with upstream.stream(
-                request.method, target, headers=headers, body=exchange.body
+                request.method, target, headers=headers, body=body
             ) as response:
-                await copy(exchange, response, _Passed(response, None), status=response.status)
+                mended = steered.make_answer() if steered and response.status == 200 else None
+                await copy(exchange, response, _Passed(response, mended), status=response.status)
 
     def _split(self, rest: str) -> tuple[str, str]:
         """Return model and path; a model's name may itself hold slashes."""

@@ -5,13 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
-import tomli
 import typer
 
-from kvsup.decode import Source, decode_host
-from kvsup.environment import read_environment
 from kvsup.errors import KvsupError
-from kvsup.runtime.paths import HOST_FILE, address_file, config_dir, state_dir, url_of
+from kvsup.runtime.configdir import read_host
+from kvsup.runtime.paths import address_file, config_dir, state_dir, url_of
 
 
 def get(path: str) -> Any:
@@ -38,14 +36,7 @@ def lines(path: str, *, lines: int, follow: bool) -> Iterator[str]:
 
 def base_url() -> str:
     """Return the address of the kvsup that runs, else the one that it would listen on."""
-    environment = read_environment(os.environ)
-    below = Source("environment", environment.table, spelling=environment.spelling)
-    path = config_dir(None) / HOST_FILE
-    own = None
-    if path.is_file():
-        text = path.read_text("utf-8")
-        own = Source(str(path), tomli.loads(text), text)
-    host, _ = decode_host(own, below)
+    host = read_host(config_dir(None), os.environ)
     try:
         return address_file(state_dir(host.state_dir)).read_text("utf-8")
     except OSError:

@@ -48,9 +48,9 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        _fail(str(error), code=2)
+        _fail(str(error) if error.problems else f"kvsup: {error}", code=2)
     except KvsupError as error:
-        _fail(str(error), code=1)
+        _fail(f"kvsup: {error}", code=1)
 
 
 @app.command()
@@ -149,7 +149,10 @@ def reload() -> None:
     """Have the running kvsup read its configuration again; a wrong one changes nothing."""
     from kvsup.cli import client
 
-    client.post("/kvsup/reload", {})
+    try:
+        client.post("/kvsup/reload", {})
+    except KvsupError as error:
+        raise ConfigError(str(error)) from error
     typer.echo("configuration read again")
 
 
@@ -235,5 +238,5 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
-    typer.echo(f"kvsup: {message}" if "\n" not in message else message, err=True)
+    typer.echo(message, err=True)
     raise SystemExit(code)

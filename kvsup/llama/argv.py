@@ -20,6 +20,9 @@ NOT_ARGUMENTS = frozenset(
 )  # fmt: skip
 """Fields of ``ModelConfig`` that are kvsup's own business."""
 
+EMPTY_CONFIG_DIR = "none"
+"""Name of the empty folder, beside the sockets, where children look for configuration."""
+
 _OWNED: dict[str, str] = {  # flag: what to write instead
     "-m": "model", "--model": "model", "-mm": "mmproj", "--mmproj": "mmproj",
     "-a": "name", "--alias": "name",
@@ -139,18 +142,18 @@ def owned_variables(names: Iterable[str]) -> Iterator[str]:
 
 
 def build_environment(
-    inherited: Mapping[str, str], model: ModelConfig, *, config_home: str
+    inherited: Mapping[str, str], own: Mapping[str, str], *, config_home: str
 ) -> dict[str, str]:
     """Return the child's environment: a short list of inherited names, ours, then the model's.
 
     Args:
         inherited: the environment of kvsup.
-        model: its ``env`` comes last.
+        own: the model's ``env`` table.
         config_home: an empty folder, so that no ``llama.cpp/config.ini`` of the user is read.
     """
     kept = {name: value for name, value in inherited.items() if _matches(name, _INHERITED)}
     ours = {"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": config_home, **childmode.ENVIRONMENT}
-    return {**kept, **ours, **model.env}
+    return {**kept, **ours, **own}
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

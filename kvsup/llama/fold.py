@@ -88,7 +88,7 @@ _response_event = msgspec.json.Decoder(_ResponseEvent).decode
 class _Fold:
     """What all folds share: events in, nothing out until the end."""
 
-    content_type = b"application/json"
+    content_type = b"application/json; charset=utf-8"
 
     def __init__(self) -> None:
         self._events = SSEDecoder()

@@ -106,7 +106,7 @@ def _chat(
         body["response_format"] = (
             {"type": "json_schema", "json_schema": {"name": "schema", "schema": schema}}
             if schema
-            else {"type": "json_object"}
+            else {"type": "json_object", "schema": {"type": "object"}}  # b10434 wants a schema
         )
     if request.logprobs:
         body["logprobs"] = True

@@ -5,24 +5,23 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 import tomli
 
-from kvsup.checks import model_findings, name_clashes
+from kvsup.checks import Finding, model_findings, name_clashes
 from kvsup.config import HostConfig, ModelConfig
-from kvsup.decode import Source, decode_host, decode_models
+from kvsup.decode import Source, decode_host, decode_models, variant_name
 from kvsup.environment import read_environment
 from kvsup.errors import ConfigError, Problem
-from kvsup.gguf import GGUFError, Metadata, read_metadata_of, split_paths
 from kvsup.llama.argv import build_environment
 from kvsup.llama.binary import Binary
-from kvsup.modelshape import shape_of
-from kvsup.plan import ModelFile, Plan, make_plan
+from kvsup.ollama.access import OriginRules
+from kvsup.plan import Plan, make_plan
 from kvsup.runtime import paths
 from kvsup.runtime.binaries import default_binary, probe
+from kvsup.runtime.modelfile import read_model_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +33,6 @@ class Configuration:
     plans: tuple[Plan, ...]
     state_dir: Path
     run_dir: Path
-
-
-@dataclass(slots=True)
-class _Reading:
-    folder: Path
-    environ: Mapping[str, str]
-    problems: list[Problem] = field(default_factory=list)
-    binaries: dict[str, Binary | str] = field(default_factory=dict)
-    """What each path is, or why it cannot be used."""
-
-    def sources(self) -> list[tuple[Path, Source]]:
-        """Return every TOML file of the folder that can be parsed, by name."""
-        found = []
-        for path in sorted(self.folder.glob("*.toml")):
-            name = _shown(path)
-            try:
-                text = path.read_text("utf-8")
-                found.append((path, Source(name, tomli.loads(text), text)))
-            except (OSError, UnicodeDecodeError) as error:
-                self.problems.append(Problem(name, None, "", f"cannot be read: {error}"))
-            except tomli.TOMLDecodeError as error:
-                line = re.search(r"at line (\d+)", str(error))
-                self.problems.append(
-                    Problem(name, int(line[1]) if line else None, "", f"is no TOML: {error}")
-                )
-        return found
-
-    def binary(self, path: str, state: Path) -> Binary | str:
-        """Return the binary at ``path``, asked once in this reading, or what is wrong with it."""
-        if path not in self.binaries:
-            bare = build_environment(
-                self.environ, ModelConfig(model=""), config_home="/nonexistent"
-            )
-            bare.pop("LLAMA_SERVER_ROUTER_PORT")
-            try:
-                self.binaries[path] = probe(path, state=state, environment=bare)
-            except ValueError as error:
-                self.binaries[path] = str(error)
-        return self.binaries[path]
 
 
 def read_configuration(folder: Path, environ: Mapping[str, str]) -> Configuration:
@@ -87,128 +47,151 @@ def read_configuration(folder: Path, environ: Mapping[str, str]) -> Configuratio
             "or name another: kvsup run CONFIG_DIR"
         )
     reading = _Reading(folder, environ)
-    host, below, files = _host_and_files(reading)
-    models = _models(reading, below, files)
+    host = reading.host()
     state = paths.state_dir(host.state_dir)
     run = paths.run_dir(state)
-    plans = [_plan(reading, model, source, state, run) for model, source in models]
-    if reading.problems:
-        order = sorted(reading.problems, key=lambda p: (p.source, p.line or 0))
-        raise ConfigError(tuple(dict.fromkeys(order)))
-    return Configuration(folder, host, tuple(p for p in plans if p), state, run)
+    plans = [reading.plan(model, source, state, run) for model, source in reading.models()]
+    reading.raise_problems()
+    return Configuration(folder, host, tuple(plan for plan in plans if plan), state, run)
 
 
-def _host_and_files(
-    reading: _Reading,
-) -> tuple[HostConfig, dict[str, object], list[tuple[Path, Source]]]:
-    environment = read_environment(reading.environ)
-    below = Source("environment", environment.table, spelling=environment.spelling)
-    files = reading.sources()
-    own = next((source for path, source in files if path.name == paths.HOST_FILE), None)
-    host, problems = decode_host(own, below)
-    reading.problems += problems
-    if host.state_dir is not None:
-        state = _absolute(host.state_dir, reading.folder)
-        host = msgspec.structs.replace(host, state_dir=str(state))
-    table = {**environment.table, **(own.table if own else {})}
-    if isinstance(server := table.get("llama_server"), str):
-        table["llama_server"] = _program(server, reading.folder)
-    return host, table, [(path, source) for path, source in files if path.name != paths.HOST_FILE]
+def read_host(folder: Path, environ: Mapping[str, str]) -> HostConfig:
+    """Return the host's settings alone; a folder that is not there has none.
+
+    Raises:
+        ConfigError: with every problem of ``kvsup.toml`` and of the environment.
+    """
+    reading = _Reading(folder, environ, only=paths.HOST_FILE)
+    host = reading.host()
+    reading.raise_problems()
+    return host
 
 
-def _models(
-    reading: _Reading, below: dict[str, object], files: list[tuple[Path, Source]]
-) -> list[tuple[ModelConfig, Source]]:
-    models: list[tuple[ModelConfig, Source]] = []
-    for path, source in files:
-        decoded, problems = decode_models(source, below, stem=path.stem)
-        reading.problems += problems
-        models += [(_with_paths(model, path.parent), source) for model in decoded]
-    sources = {id(model): source for model, source in models}
-    for model, (key, message) in name_clashes(model for model, _ in models):
-        reading.problems.append(
-            sources[id(model)].problem(_place(model, source=sources[id(model)], key=key), message)
-        )
-    if not models and not reading.problems:
-        reading.problems.append(
-            Problem(
-                _shown(reading.folder), None, "",
-                'holds no model; write one TOML file a model, e.g. model = "model.gguf"',
-            )
-        )  # fmt: skip
-    return models
+@dataclass(slots=True)
+class _Reading:
+    """One pass over a folder; problems are gathered and raised at the end."""
+
+    folder: Path
+    environ: Mapping[str, str]
+    only: str = "*.toml"
+    _problems: list[Problem] = field(default_factory=list)
+    _binaries: dict[str, Binary | str] = field(default_factory=dict)
+    """What each path is, or why it cannot be used."""
+    _environment: Source = field(init=False)
+    _host_file: Source | None = field(init=False)
+    _model_files: list[tuple[Path, Source]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        environment = read_environment(self.environ)
+        self._environment = Source("environment", environment.table, spelling=environment.spelling)
+        sources = self._sources()
+        self._host_file = sources.pop(self.folder / paths.HOST_FILE, None)
+        self._model_files = list(sources.items())
+
+    def raise_problems(self) -> None:
+        """Raise what was found, by file and line."""
+        if self._problems:
+            order = sorted(self._problems, key=lambda p: (p.source, p.line or 0))
+            raise ConfigError(tuple(dict.fromkeys(order)))
+
+    def host(self) -> HostConfig:
+        """Return the host's settings, with paths made absolute."""
+        host, problems = decode_host(self._host_file, self._environment)
+        self._problems += problems
+        try:
+            OriginRules(host.origins)
+        except ValueError as error:
+            self._add("origins", str(error), self._environment)
+        if host.state_dir is not None:
+            state = str(_absolute(host.state_dir, self.folder))
+            host = msgspec.structs.replace(host, state_dir=state)
+        return host
+
+    def models(self) -> list[tuple[ModelConfig, Source]]:
+        """Return every model and variant with the file it stands in."""
+        shared = {**self._environment.table, **(self._host_file.table if self._host_file else {})}
+        if isinstance(server := shared.get("llama_server"), str):
+            shared["llama_server"] = _program(server, self.folder)
+        models: list[tuple[ModelConfig, Source]] = []
+        for path, source in self._model_files:
+            decoded, problems = decode_models(source, shared, stem=path.stem)
+            self._problems += problems
+            models += [(_with_paths(model, path.parent), source) for model in decoded]
+        sources = {id(model): source for model, source in models}
+        for model, finding in name_clashes(model for model, _ in models):
+            self._note(model, sources[id(model)], finding)
+        if not self._model_files and not self._problems:
+            self._problems.append(
+                Problem(
+                    _shown(self.folder), None, "",
+                    'holds no model; write one TOML file a model, e.g. model = "model.gguf"',
+                )
+            )  # fmt: skip
+        return models
+
+    def plan(self, model: ModelConfig, source: Source, state: Path, run: Path) -> Plan | None:
+        """Return the plan of ``model``, or None with its problems noted."""
+        path = model.llama_server or default_binary(paths.cache_dir())
+        binary = self._binary(path, state) if path else "none found; run kvsup setup"
+        file, findings = read_model_file(model)
+        if isinstance(binary, str):
+            findings.append(("llama_server", binary))
+        known = None if isinstance(binary, str) else binary
+        findings += model_findings(model, binary=known, shape=file.shape if file else None)
+        for finding in findings:
+            self._note(model, source, finding)
+        if findings or file is None or known is None:
+            return None
+        return make_plan(model, known, file, inherited=self.environ, run_dir=str(run))
+
+    def _sources(self) -> dict[Path, Source]:
+        """Return every TOML file of the folder that can be parsed, by name."""
+        found = {}
+        for path in sorted(self.folder.glob(self.only)):
+            name = _shown(path)
+            try:
+                text = path.read_text("utf-8-sig")
+                found[path] = Source(name, tomli.loads(text), text)
+            except (OSError, UnicodeDecodeError) as error:
+                self._problems.append(Problem(name, None, "", f"cannot be read: {error}"))
+            except tomli.TOMLDecodeError as error:
+                line = re.search(r"at line (\d+)", str(error))
+                number = int(line[1]) if line else None
+                self._problems.append(Problem(name, number, "", f"is no TOML: {error}"))
+        return found
+
+    def _binary(self, path: str, state: Path) -> Binary | str:
+        """Return the binary at ``path``, asked once in this reading, or what is wrong with it."""
+        if path not in self._binaries:
+            try:
+                environment = build_environment(self.environ, {}, config_home="/nonexistent")
+                self._binaries[path] = probe(path, state=state, environment=environment)
+            except ValueError as error:
+                self._binaries[path] = str(error)
+        return self._binaries[path]
+
+    def _note(self, model: ModelConfig, source: Source, finding: Finding) -> None:
+        """Note a finding where its key was written: variant, model, kvsup.toml or environment."""
+        key, message = finding
+        top = key.partition(".")[0]
+        variant = _variant_of(model, source)
+        if variant and (top in source.table["variants"][variant] or top == "name"):
+            self._problems.append(source.problem(f"variants.{variant}.{key}", message))
+        elif top in source.table or top in {"name", "model"}:
+            self._problems.append(source.problem(key, message))
+        else:
+            self._add(key, message, source)
+
+    def _add(self, key: str, message: str, otherwise: Source) -> None:
+        """Note a problem in kvsup.toml or the environment if it has the key, else elsewhere."""
+        holders = [s for s in (self._host_file, self._environment) if s and key in s.table]
+        self._problems.append((holders or [otherwise])[0].problem(key, message))
 
 
-def _plan(
-    reading: _Reading, model: ModelConfig, source: Source, state: Path, run: Path
-) -> Plan | None:
-    """Return the plan of ``model``, or None with its problems noted."""
-    path = model.llama_server or default_binary(paths.cache_dir())
-    binary = reading.binary(path, state) if path else "none found; run kvsup setup"
-    findings: list[tuple[str, str]] = []
-    if isinstance(binary, str):
-        findings.append(("llama_server", binary))
-    file = _model_file(model, findings)
-    findings += model_findings(
-        model,
-        binary=None if isinstance(binary, str) else binary,
-        shape=None if file is None else file.shape,
-    )
-    for key, message in findings:
-        reading.problems.append(source.problem(_place(model, source=source, key=key), message))
-    if findings or file is None or isinstance(binary, str):
-        return None
-    return make_plan(model, binary, file, inherited=reading.environ, run_dir=str(run))
-
-
-def _model_file(model: ModelConfig, findings: list[tuple[str, str]]) -> ModelFile | None:
-    beside = {"mmproj": model.mmproj, "template": model.template}
-    missing = [key for key, named in beside.items() if named and not Path(named).is_file()]
-    findings += [(key, f"no such file: {beside[key]}") for key in missing]
-    path = Path(model.model)
-    if not path.is_file():
-        findings.append(("model", f"no such file: {path}; write the path of a GGUF file"))
-        return None
-    try:
-        parts = split_paths(path)
-        headers = [_metadata(part, _stamp(part)) for part in parts]
-        shape = shape_of(headers[0])
-    except (GGUFError, OSError) as error:
-        findings.append(("model", f"{path}: {error}"))
-        return None
-    if missing:
-        return None
-    weights = [*parts, *(Path(named) for named in (model.mmproj,) if named)]
-    others = [Path(named) for named in beside.values() if named]
-    return ModelFile(
-        metadata=headers[0],
-        shape=shape,
-        n_params=sum(header.n_params for header in headers),
-        size_bytes=sum(weight.stat().st_size for weight in weights),
-        modified_ns=path.stat().st_mtime_ns,
-        stamp=";".join(_stamp(file) for file in (*parts, *others)),
-    )
-
-
-def _stamp(path: Path) -> str:
-    """Return what changes when the file is replaced or written."""
-    status = path.stat()
-    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
-
-
-@lru_cache(maxsize=256)
-def _metadata(path: Path, _stamped: str) -> Metadata:
-    """Read a header once while the file stays the same."""
-    return read_metadata_of(path)
-
-
-def _place(model: ModelConfig, *, source: Source, key: str) -> str:
-    """Return the dotted key to point at: in the variant's table if the model is a variant of it."""
+def _variant_of(model: ModelConfig, source: Source) -> str | None:
+    base = str(source.table.get("name", Path(source.name).stem))
     variants = source.table.get("variants", {})
-    variant = next((v for v in variants if model.name.endswith((f":{v}", f"-{v}"))), None)
-    top = key.split(".", maxsplit=1)[0]
-    inside = variant is not None and top in variants[variant]
-    return f"variants.{variant}.{key}" if inside else key
+    return next((v for v in variants if variant_name(base, v) == model.name), None)
 
 
 def _with_paths(model: ModelConfig, folder: Path) -> ModelConfig:

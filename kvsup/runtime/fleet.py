@@ -145,21 +145,25 @@ class Fleet:
     def replace(self, plans: Iterable[Plan], host: HostConfig) -> None:
         """Take up a new configuration: only what changed is replaced, and only once it is idle."""
         self._host = host
-        before = {i.plan.name: i for i in self._catalogue.values()}
+        before = {i.plan.name: (i, i.plan.digest) for i in self._catalogue.values()}
         self._replace_catalogue(plans)
-        changed: list[str] = []
-        removed: list[str] = []
-        for name, old in before.items():
-            new = next((i for i in self._catalogue.values() if i.plan.name == name), None)
-            if new is old:
+        after = {i.plan.name: i for i in self._catalogue.values()}
+        for name, (old, _) in before.items():
+            if after.get(name) is old:
                 continue
-            (changed if new else removed).append(name)
             old.is_retired = True
             if self._resident.get(old.key) is old:
-                old.stop("its configuration changed" if new else "it was removed")
+                old.stop("its configuration changed" if name in after else "it was removed")
+        changed = [
+            name
+            for name, new in after.items()
+            if name in before and before[name][1] != new.plan.digest
+        ]
+        added = [name for name in after if name not in before]
+        removed = [name for name in before if name not in after]
         for ticket in self._queue:
             self._follow(ticket)
-        self._emit(events.Reloaded(tuple(changed), tuple(removed)))
+        self._emit(events.Reloaded(tuple(changed), tuple(added), tuple(removed)))
         self._schedule()
 
     # What the composition root runs.
@@ -323,6 +327,8 @@ class Fleet:
             if instance is None:
                 instance = Instance(plan, emit=self._emit, on_change=self._instance_changed)
             else:
+                if plan.model.keep_alive_s != instance.plan.model.keep_alive_s:
+                    instance.keep_alive_s = plan.model.keep_alive_s
                 instance.plan = plan
             self._catalogue[instance.key] = instance
             for name in (plan.name, *plan.model.aliases):

@@ -32,9 +32,9 @@ class Logbook:
         """Return the last ``n_lines``."""
         return list(self._lines)[-n_lines:]
 
-    async def follow(self) -> AsyncIterator[str]:
-        """Yield every line that is kept, then each new one as it comes; never ends."""
-        position = self._n_dropped
+    async def follow(self, n_lines: int) -> AsyncIterator[str]:
+        """Yield the last ``n_lines``, then each new one as it comes; never ends."""
+        position = self._n_dropped + max(0, len(self._lines) - n_lines)
         while True:
             if position < self._n_dropped:
                 yield f"… {self._n_dropped - position} lines dropped"

@@ -3,13 +3,17 @@
 import hashlib
 import os
 import stat
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvsup.errors import ConfigError
+from kvsup.llama.argv import EMPTY_CONFIG_DIR
 
 HOST_FILE = "kvsup.toml"
 """The file with the host's settings; every other TOML file of the folder is a model."""
+
+_MAX_RUNTIME_BYTES = 48
 
 FETCHED = "kvsup:"
 """Prefix of a path below the folder of fetched models."""
@@ -28,30 +32,38 @@ def state_dir(configured: str | None) -> Path:
 
 
 def run_dir(state: Path) -> Path:
-    """Return the folder of the sockets that belong to ``state``: private, and short.
+    """Return the folder of the sockets that belong to ``state``; ``made`` makes it.
 
     A UNIX socket's path has 107 bytes at most, so it lies below ``$XDG_RUNTIME_DIR`` or ``/tmp``.
+    """
+    name = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK) and len(runtime) < _MAX_RUNTIME_BYTES:
+        return Path(runtime) / "kvsup" / name
+    return Path("/tmp") / f"kvsup-{os.getuid()}" / name  # noqa: S108 - made checks it
+
+
+@contextmanager
+def made(run: Path) -> Iterator[None]:
+    """Make a ``run_dir`` private to this user, and remove it in the end if nothing is left in it.
 
     Raises:
         ConfigError: the folder is someone else's.
     """
-    name = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and os.access(runtime, os.W_OK) and len(runtime) < 48:
-        parent = Path(runtime) / "kvsup"
-    else:
-        parent = Path("/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir())  # noqa: S108 - checked below
-        parent = parent / f"kvsup-{os.getuid()}"
-    for folder in (parent, parent / name, parent / name / "none"):
+    folders = (run.parent, run, run / EMPTY_CONFIG_DIR)
+    for folder in folders:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise ConfigError(
-                f"{folder} belongs to someone else; remove it, or set XDG_RUNTIME_DIR"
-            )
+            raise ConfigError(f"{folder} is someone else's; remove it, or set XDG_RUNTIME_DIR")
         if stat.S_IMODE(status.st_mode) & 0o077:
             folder.chmod(0o700)
-    return parent / name
+    try:
+        yield
+    finally:
+        for folder in reversed(folders):
+            with suppress(OSError):  # not empty: another kvsup's
+                folder.rmdir()
 
 
 def config_dir(argument: str | None) -> Path:

@@ -1,6 +1,5 @@
 """Fixtures of the tests with real child processes: asyncio on uvloop, as kvsup runs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, llama_server: Path, smollm2: Path) -> Iterator[Folder]:
+def folder(tmp_path: Path, llama_server: Path, smollm2: Path) -> Folder:
     """Return an empty configuration folder for the real llama-server and the demo model."""
-    folder = Folder(tmp_path, llama_server, smollm2)
-    yield folder
-    folder.clean()
+    return Folder(tmp_path, llama_server, smollm2)

@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import shutil
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -18,6 +17,7 @@ from kvsup.plan import Plan
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.paths import made
 from tests.standin.script import STANDIN
 
 SCENARIO_S = 30.0
@@ -35,7 +35,6 @@ class Folder:
     llama_server: Path
     model: Path
     host: str = "memory = '64GiB'\n"
-    run_dirs: set[Path] = field(default_factory=set)
 
     def write(self, **models: str) -> None:
         """Write the file of each model; the weights and small sizes are added."""
@@ -54,9 +53,7 @@ class Folder:
         (self.path / "configs" / "kvsup.toml").write_text(
             f'llama_server = "{self.llama_server}"\nstate_dir = "{self.path}/state"\n{self.host}'
         )
-        configuration = read_configuration(self.path / "configs", os.environ)
-        self.run_dirs.add(configuration.run_dir)
-        return configuration
+        return read_configuration(self.path / "configs", os.environ)
 
     def plan(self, name: str) -> Plan:
         """Return the plan of one model."""
@@ -65,11 +62,6 @@ class Folder:
     def standin(self, script: str, rest: str = "") -> str:
         """Return the lines of a model that the stand-in serves as ``script`` says."""
         return f'llama_server = "{STANDIN}"\n{script}\n{rest}'
-
-    def clean(self) -> None:
-        """Remove the folders of its sockets."""
-        for run_dir in self.run_dirs:
-            shutil.rmtree(run_dir, ignore_errors=True)
 
 
 @dataclass
@@ -89,7 +81,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Running]:
     """Run a fleet; at the end nothing that it started may be left, and no lease."""
     told: list[events.Event] = []
     fleet = Fleet(configuration.plans, configuration.host, emit=told.append)
-    with anyio.fail_after(SCENARIO_S):
+    with anyio.fail_after(SCENARIO_S), made(configuration.run_dir):
         async with anyio.create_task_group() as tasks:
             await tasks.start(fleet.run)
             seen = fleet.instances()
@@ -108,7 +100,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Running]:
 async def owned(plan: Plan) -> AsyncIterator[Instance]:
     """Run one instance without a fleet; it is stopped at the end, unless it ended before."""
     instance = Instance(plan, emit=lambda _event: None, on_change=lambda: None)
-    with anyio.fail_after(SCENARIO_S):
+    with anyio.fail_after(SCENARIO_S), made(Path(plan.socket).parent):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(instance.run)
             try:

@@ -32,10 +32,10 @@ from kvsup.events import Event, describe
         (events.Stopped("m", 0.03, was_killed=False), "m: stopped after 0.03 s"),
         (events.Stopped("m", 10.0, was_killed=True), "m: stopped after 10.00 s (killed)"),
         (
-            events.Reloaded(("a", "b"), ("c",)),
+            events.Reloaded(("a", "b"), (), ("c",)),
             "configuration read again: changed a, b; removed c",
         ),
-        (events.Reloaded((), ()), "configuration read again: nothing changed"),
+        (events.Reloaded((), (), ()), "configuration read again: nothing changed"),
     ],
 )
 def test_describe_of_an_event_is_one_line(event: Event, line: str) -> None:

@@ -135,8 +135,8 @@ def test_chat_think_becomes_template_arguments(think: object, kwargs: object) ->
 @pytest.mark.parametrize(
     ("value", "response_format"),
     [
-        ("json", {"type": "json_object"}),
-        ({}, {"type": "json_object"}),
+        ("json", {"type": "json_object", "schema": {"type": "object"}}),
+        ({}, {"type": "json_object", "schema": {"type": "object"}}),
         (
             SCHEMA,
             {"type": "json_schema", "json_schema": {"name": "schema", "schema": SCHEMA}},

@@ -43,7 +43,7 @@ def test_steer_whole_answer_is_streamed_and_folded() -> None:
         "messages": [],
         "return_progress": True,
     }
-    assert steered.make_answer().content_type == b"application/json"
+    assert steered.make_answer().content_type == b"application/json; charset=utf-8"
 
 
 def test_steer_empty_object_gets_no_comma() -> None:

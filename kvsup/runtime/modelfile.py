@@ -1,0 +1,55 @@
+"""Read what the disk says of a model's weights: headers, sizes, and whether files have changed."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from kvsup.checks import Finding
+from kvsup.config import ModelConfig
+from kvsup.gguf import GGUFError, Metadata, read_metadata_of, split_paths
+from kvsup.modelshape import shape_of
+from kvsup.plan import ModelFile
+
+
+def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]]:
+    """Return the weights that ``model`` names with absolute paths, or what is wrong with them."""
+    beside = {"mmproj": model.mmproj, "template": model.template}
+    findings = [
+        (key, f"no such file: {named}")
+        for key, named in beside.items()
+        if named and not Path(named).is_file()
+    ]
+    path = Path(model.model)
+    if not path.is_file():
+        found = "no such file" if not path.exists() else "no file"
+        return None, [*findings, ("model", f"{found}: {path}; write the path of a GGUF file")]
+    try:
+        parts = split_paths(path)
+        headers = [_metadata(part, _stamp(part)) for part in parts]
+        shape = shape_of(headers[0])
+    except (GGUFError, OSError) as error:
+        return None, [*findings, ("model", f"{path}: {error}")]
+    if findings:
+        return None, findings
+    weights = [*parts, *(Path(named) for named in (model.mmproj,) if named)]
+    others = [Path(named) for named in beside.values() if named]
+    file = ModelFile(
+        metadata=headers[0],
+        shape=shape,
+        n_params=sum(header.n_params for header in headers),
+        size_bytes=sum(weight.stat().st_size for weight in weights),
+        modified_ns=path.stat().st_mtime_ns,
+        stamp=";".join(_stamp(each) for each in (*parts, *others)),
+    )
+    return file, []
+
+
+def _stamp(path: Path) -> str:
+    """Return what changes when the file is replaced or written."""
+    status = path.stat()
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+@lru_cache(maxsize=256)
+def _metadata(path: Path, _stamped: str) -> Metadata:
+    """Read a header once while the file stays the same."""
+    return read_metadata_of(path)
