@@ -108,7 +108,7 @@ class RunningKvsup:
         finally:
             self.process.kill()
 
-    def __enter__(self) -> "RunningKvsup":
+    def __enter__(self) -> "RunningKvsup":  # noqa: PYI034 - typing.Self is of Python 3.11
         return self
 
     def __exit__(

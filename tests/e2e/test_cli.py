@@ -87,8 +87,10 @@ def test_check_of_a_bad_folder_ends_with_2_and_every_problem(tmp_path: Path) -> 
     """On stderr for people, as a list for scripts; nothing is started."""
     (tmp_path / "kvsup.toml").write_text('state_dir = "state"\nprot = 1\n')
     (tmp_path / "m.toml").write_text('model = "gone.gguf"\nnum_ctx = "8k"\n')
+    gone = f"no such file: {tmp_path}/gone.gguf; write the path of a GGUF file"
     lines = [
         "kvsup.toml:2: prot: unknown key; did you mean port?",
+        f"m.toml:1: model: {gone}",
         "m.toml:2: num_ctx: expected int, got str",
     ]
 
@@ -106,6 +108,7 @@ def test_check_of_a_bad_folder_ends_with_2_and_every_problem(tmp_path: Path) -> 
             "key": "prot",
             "message": "unknown key; did you mean port?",
         },
+        {"source": "m.toml", "line": 1, "key": "model", "message": gone},
         {
             "source": "m.toml",
             "line": 2,
