@@ -1,7 +1,7 @@
 """Talk to one llama-server over its UNIX socket: one connection a request, bytes as they come.
 
 A small client of our own on ``asyncio.Protocol`` and httptools, since every token of every stream
-passes here: httpx costs 4.9 times the CPU of this per streamed token (``docs/decisions/0004``).
+passes here and a general client costs several times as much (``docs/decisions/0004``).
 b11434 closes the connection after each stream although it announces ``Keep-Alive: max=100``, so
 connections are never reused and there is no race with its closing.
 """
