@@ -217,10 +217,8 @@ class Instance:
 
     async def _wait_for_turn(self, at_s: float) -> bool:
         """Wait until ``at_s``; return False if it is asked to stop before, with no one waiting."""
-        while (left_s := at_s - time.monotonic()) > 0:
-            if self._may_stop():
-                return False
-            with anyio.move_on_after(left_s):
+        while not self._may_stop() and (now_s := time.monotonic()) < at_s:
+            with anyio.move_on_after(min(at_s, self._drain_until_s) - now_s):
                 await self._news.wait()
         return not self._may_stop()
 

@@ -11,6 +11,9 @@ import anyio
 import psutil
 from anyio.abc import ByteReceiveStream, Process
 
+FAREWELL_S = 2.0
+"""How long a farewell may take; llama-server b11434 takes some 20 ms when no connection is open."""
+
 MAX_LINE_BYTES = 64 << 10
 """Longer lines of a child are cut."""
 
@@ -44,16 +47,18 @@ class Child:
         """End the child and return whether it had to be killed.
 
         Args:
-            farewell: a line for its stdin that ends it; None sends one SIGTERM instead. Never
-                both, and never a second signal: a second SIGTERM makes llama-server abort or hang.
+            farewell: a line for its stdin that ends it. Without one, or if it does nothing for
+                ``FAREWELL_S``, the child gets one SIGTERM; never a second, on which llama-server
+                aborts or hangs. b11434 loses a line that it reads right after it became ready.
             grace_s: seconds before SIGKILL to its whole session.
         """
         with anyio.CancelScope(shield=True):
-            if farewell is None:
-                self._signal(signal.SIGTERM)
-            else:
-                await self._say(farewell)
             with anyio.move_on_after(grace_s):
+                if farewell is not None:
+                    await self._say(farewell)
+                    with anyio.move_on_after(FAREWELL_S):
+                        await self.wait()
+                self._signal(signal.SIGTERM)
                 await self.wait()
             was_killed = self.returncode is None
             self.kill()
