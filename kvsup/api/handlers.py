@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -21,6 +23,7 @@ from kvsup.runtime.instance import Instance
 from kvsup.runtime.upstream import Response
 
 Replies = ChatReplies | GenerateReplies
+Request = requests.ChatRequest | requests.GenerateRequest
 
 
 class OllamaHandlers:
@@ -34,53 +37,14 @@ class OllamaHandlers:
         request = requests.decode_chat(exchange.body)
         if not request.model:
             raise RequestError("model is required")
-        model = self._known(request.model).plan.model
-        if request.is_unload:
-            self._fleet.unload(request.model, "asked by a client")
-            await _done(exchange, catalog.chat_done(request.model, reason="unload", now_ns=_now()))
-            return
-        call = None
-        if not request.is_load_only:
-            call = to_llama.chat_body(
-                request,
-                model=model.name,
-                system=model.system,
-                options=model.options,
-                num_ctx=model.num_ctx,
-            )
-        await self._run(
-            exchange,
-            request,
-            call,
-            loaded=lambda: catalog.chat_done(request.model, reason="load", now_ns=_now()),
-            make_replies=lambda: ChatReplies(request.model, top_logprobs=request.top_logprobs),
-        )
+        kind = _Generation(to_llama.chat_body, ChatReplies, catalog.chat_done)
+        await self._generate(exchange, request, kind)
 
     async def generate(self, exchange: Exchange) -> None:
         """Answer ``POST /api/generate``."""
         request = requests.decode_generate(exchange.body)
-        model = self._known(request.model).plan.model
-        if request.is_unload:
-            self._fleet.unload(request.model, "asked by a client")
-            reply = catalog.generate_done(request.model, reason="unload", now_ns=_now())
-            await _done(exchange, reply)
-            return
-        call = None
-        if not request.is_load_only:
-            call = to_llama.generate_body(
-                request,
-                model=model.name,
-                system=model.system,
-                options=model.options,
-                num_ctx=model.num_ctx,
-            )
-        await self._run(
-            exchange,
-            request,
-            call,
-            loaded=lambda: catalog.generate_done(request.model, reason="load", now_ns=_now()),
-            make_replies=lambda: GenerateReplies(request.model, top_logprobs=request.top_logprobs),
-        )
+        kind = _Generation(to_llama.generate_body, GenerateReplies, catalog.generate_done)
+        await self._generate(exchange, request, kind)
 
     async def embed(self, exchange: Exchange) -> None:
         """Answer ``POST /api/embed``."""
@@ -93,7 +57,7 @@ class OllamaHandlers:
             await instance.ready()
             load_ns = time.monotonic_ns() - started_ns
             if not texts:
-                await _done(exchange, embeddings.embed_done(request.model))
+                await exchange.answer(encode(embeddings.embed_done(request.model)))
                 return
             body = await _embed(instance, texts)
         reply = embeddings.embed_reply(
@@ -138,7 +102,7 @@ class OllamaHandlers:
     async def ps(self, exchange: Exchange) -> None:
         """Answer ``GET /api/ps``."""
         entries = listing.running_entries(
-            self._fleet.loaded(), now_s=time.monotonic(), now_ns=_now()
+            self._fleet.loaded(), now_s=time.monotonic(), now_ns=time.time_ns()
         )
         await exchange.answer(encode(catalog.ps(entries)))
 
@@ -152,31 +116,37 @@ class OllamaHandlers:
         with _as_ollama_says(f'model "{name}" not found, try pulling it first'):
             self._fleet.instance(name)
 
-    def _known(self, name: str) -> Instance:
-        _check_grammar(name)
-        return self._fleet.instance(name)
-
-    async def _run(
-        self,
-        exchange: Exchange,
-        request: requests.ChatRequest | requests.GenerateRequest,
-        call: LlamaCall | None,
-        *,
-        loaded: Callable[[], dict[str, object]],
-        make_replies: Callable[[], Replies],
-    ) -> None:
+    async def _generate(self, exchange: Exchange, request: Request, kind: "_Generation") -> None:
+        """Unload or load the model, or relay an answer, as the request asks."""
         started_ns = time.monotonic_ns()
+        _check_grammar(request.model)
+        model = self._fleet.instance(request.model).plan.model
+        if request.is_unload:
+            self._fleet.unload(request.model, "asked by a client")
+            reply = kind.done(request.model, reason="unload", now_ns=time.time_ns())
+            await exchange.answer(encode(reply))
+            return
+        call = None
+        if not request.is_load_only:
+            call = kind.body(
+                request,
+                model=model.name,
+                system=model.system,
+                options=model.options,
+                num_ctx=model.num_ctx,
+            )
         async with self._fleet.lease(
             request.model, keep_alive_s=request.keep_alive_s, slots=1 if call else 0
         ) as instance:
             await instance.ready()
             load_ns = time.monotonic_ns() - started_ns
             if call is None:
-                await _done(exchange, loaded())
+                reply = kind.done(request.model, reason="load", now_ns=time.time_ns())
+                await exchange.answer(encode(reply))
                 return
 
             def make_answer(_response: Response) -> Answer:
-                replies = make_replies()
+                replies = kind.replies(request.model, top_logprobs=request.top_logprobs)
                 return _OllamaAnswer(
                     replies if request.stream else Folded(replies),
                     NDJSON if request.stream else JSON,
@@ -186,6 +156,21 @@ class OllamaHandlers:
 
             body = msgspec.json.encode(call.body)
             await relay(exchange, instance, path=call.path, body=body, make_answer=make_answer)
+
+
+class _Done(Protocol):
+    def __call__(
+        self, model: str, *, reason: Literal["load", "unload"], now_ns: int
+    ) -> dict[str, object]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """What tells ``/api/chat`` and ``/api/generate`` apart."""
+
+    body: Callable[..., LlamaCall]
+    replies: type[ChatReplies] | type[GenerateReplies]
+    done: _Done
 
 
 class _OllamaAnswer:
@@ -216,10 +201,6 @@ async def _embed(instance: Instance, texts: tuple[str, ...]) -> bytes:
     return await ask(instance, path=call.path, body=msgspec.json.encode(call.body))
 
 
-async def _done(exchange: Exchange, reply: dict[str, object]) -> None:
-    await exchange.answer(encode(reply))
-
-
 def _check_grammar(name: str) -> None:
     """Raise as Ollama does for a name that no model can have; an empty one is just not found."""
     if not name:
@@ -235,7 +216,3 @@ def _as_ollama_says(text: str) -> Iterator[None]:
         yield
     except ModelNotFound as error:
         raise ModelNotFound(error.name, text) from error
-
-
-def _now() -> int:
-    return time.time_ns()
