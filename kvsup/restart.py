@@ -12,6 +12,8 @@ from enum import Enum
 
 from kvsup.config import RestartConfig
 
+_MAX_DOUBLINGS = 64  # far past any max_delay, and no overflow
+
 
 class ExitCause(Enum):
     """Why a llama-server ended, as far as its exit and its log tell."""
@@ -111,7 +113,8 @@ def decide(
         if death.ready_for_s >= config.min_uptime_s:
             break
         quick += 1
-    delay_s = min(config.max_delay_s, config.min_delay_s * 2.0 ** max(0, quick - 1))
+    doublings = min(max(0, quick - 1), _MAX_DOUBLINGS)
+    delay_s = min(config.max_delay_s, config.min_delay_s * 2.0**doublings)
     return Retry(now_s + delay_s * (0.5 + 0.5 * jitter))
 
 

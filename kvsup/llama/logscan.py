@@ -15,9 +15,9 @@ _KV = re.compile(
     r".*?\), K \((\w+)\): *([\d.]+) MiB, V \((\w+)\): *([\d.]+) MiB"
 )
 _RECURRENT = re.compile(r"llama_memory_recurrent: size = *([\d.]+) MiB")
-_BUFFER = re.compile(r"(\S+) (model|KV|RS|compute|output) buffer size = *([\d.]+) MiB")
+_BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size = *([\d.]+) MiB")
 _FLASH = re.compile(r"flash_attn += (\w+)")
-_ROTATION = re.compile(r"n_rot_([kv]) = (\d+)")
+_ROTATION = re.compile(r"(?:n|attn)_rot_([kv]) = (\d+)")  # b11434 says n_, b10434 attn_
 _MESSAGE = re.compile(r"^(?:[\d.]+ )?[EW] (?:\w+ +)?(?:[\w()]+: +)?(.*)")
 
 _CAUSES: tuple[tuple[str, ExitCause], ...] = (
@@ -69,7 +69,10 @@ class FlashAttentionState:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Size of the rotation of one half of the cache; 0: that half is not rotated."""
+    """Size of the rotation of one half of the cache; 0: that half is not rotated.
+
+    b10434 tells only 1 or 0.
+    """
 
     half: str
     size: int

@@ -270,6 +270,7 @@ class Instance:
                 self._upstream = None
                 self.notify()
                 upstream.close_all()
+                child.kill()  # what it started may hold its pipes open
                 return Exit(ExitCause.ENDED, child.returncode, now_s, was_ready_s)
             if self._may_stop():
                 return await self._stop(child, upstream, watch)

@@ -61,8 +61,8 @@ def made(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for folder in reversed(folders):
-            with suppress(OSError):  # not empty: another kvsup's
+        for folder in (run / EMPTY_CONFIG_DIR, run):
+            with suppress(OSError):  # something is left in it
                 folder.rmdir()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import anyio
 import msgspec
 import pytest
 
@@ -20,7 +21,7 @@ from kvsup.restart import ExitCause
 from kvsup.runtime.binaries import probe
 from kvsup.runtime.process import Child, spawn
 from kvsup.runtime.upstream import Upstream
-from tests.runtime.supervised import environment, until
+from tests.runtime.supervised import SCENARIO_S, environment, until
 from tests.standin.script import LOAD, STANDIN, write_script
 
 CHAT = msgspec.json.encode(
@@ -49,7 +50,8 @@ class Server:
         argv = (self.program, *self.arguments, "--host", self.socket, *extra)
         child = await spawn(argv, environment=environment(**self.variables, **mode))
         try:
-            yield child
+            with anyio.fail_after(SCENARIO_S):
+                yield child
         finally:
             child.kill()
             await child.wait()
@@ -72,6 +74,13 @@ class Server:
         return upstream
 
 
+async def idle(child: Child) -> None:
+    """Wait until it has said that it is idle: b11434 loses an exit line that comes before."""
+    async for line in child.stderr_lines():
+        if b"all slots are idle" in line:
+            return
+
+
 @pytest.fixture(params=["real", "standin"])
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, llama_server: Path, smollm2: Path
@@ -83,7 +92,7 @@ def server(
     with TemporaryDirectory(prefix="kvsup-") as run_dir:
         yield Server(
             program=str(program),
-            arguments=("--model", str(smollm2), "-t", "1", "-c", "256", "-np", "1", "--jinja"),
+            arguments=("--model", str(smollm2), "-t", "1", "-c", "256", "-np", "1", "-lv", "4"),
             variables={"KVSUP_STANDIN": str(script)},
             socket=f"{run_dir}/s.sock",
         )
@@ -120,7 +129,7 @@ async def test_child_mode_load_sends_loading_events_then_ready(server: Server) -
 async def test_child_mode_exit_line_ends_it_with_code_zero(server: Server) -> None:
     """The polite word of child mode."""
     async with server.start(child_mode=True) as child:
-        await server.healthy()
+        await idle(child)
 
         was_killed = await child.stop(farewell=EXIT_LINE, grace_s=20)
 
@@ -174,7 +183,7 @@ async def test_socket_file_that_exists_is_refused(server: Server) -> None:
 async def test_socket_file_stays_after_a_clean_exit(server: Server) -> None:
     """It leaves its socket behind, so kvsup unlinks after each reap."""
     async with server.start(child_mode=True) as child:
-        await server.healthy()
+        await idle(child)
 
         await child.stop(farewell=EXIT_LINE, grace_s=20)
 

@@ -49,6 +49,7 @@ class Start:
         self._steps = pick(script["starts"], count(path, "starts"))
         self._ignored: list[str] = []
         self._is_ready = False
+        self._has_lost_exit_line = False
         self._in_flight = 0
         self._changed = threading.Condition()
 
@@ -100,6 +101,7 @@ class Start:
         if IS_CHILD and not self._is_old:
             threading.Thread(target=self._read_stdin, daemon=True).start()
         self._event({"state": "ready", "payload": {"id": "standin"}})
+        self.log("I srv  update_slots: all slots are idle")
 
     def wait(self, fifo: str) -> None:
         """Wait until someone has opened the named pipe for writing and closed it."""
@@ -114,7 +116,11 @@ class Start:
         threading.Event().wait()
 
     def ignore(self, what: str) -> None:
-        """Become deaf to ``SIGTERM`` or to ``exit line``."""
+        """Become deaf to ``SIGTERM`` or to ``exit line``.
+
+        b11434 loses an exit line that it reads before it is idle for the first time (its
+        ``start_loop`` undoes it); from then on one SIGTERM ends it.
+        """
         self._ignored.append(what)
         if what == "SIGTERM":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -146,12 +152,15 @@ class Start:
             sys.stdout.flush()
 
     def _on_sigterm(self, _number: int, _frame: object) -> None:
-        if not IS_CHILD or self._is_old:
+        if not IS_CHILD or self._is_old or self._has_lost_exit_line:
             threading.Thread(target=self._leave, daemon=True).start()
 
     def _read_stdin(self) -> None:
         for line in sys.stdin.buffer:
-            if line.strip() == EXIT_LINE and "exit line" not in self._ignored:
+            if line.strip() != EXIT_LINE:
+                continue
+            self._has_lost_exit_line = "exit line" in self._ignored
+            if not self._has_lost_exit_line:
                 self._leave()
         if "exit line" not in self._ignored:
             os._exit(1)

@@ -1,0 +1,140 @@
+"""What will be run for a model, decided in full."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from kvsup.config import ModelConfig
+from kvsup.gguf import Metadata, Value
+from kvsup.kvtypes import parse_kv_pair
+from kvsup.llama.argv import NOT_ARGUMENTS, build_argv
+from kvsup.llama.binary import Binary
+from kvsup.modelshape import shape_of
+from kvsup.plan import ALLOWANCE_BYTES, ModelFile, Plan, make_plan
+
+RUN_DIR = "/run/kvsup/0123456789ab"
+BINARY = Binary("/bin/llama-server", "0.6.0", 11434, ("f16",), frozenset(), ())
+MODEL = ModelConfig(name="m", model="/m.gguf")
+KEYS: dict[str, Value] = {
+    "general.architecture": "llama",
+    "llama.block_count": 30,
+    "llama.context_length": 8192,
+    "llama.embedding_length": 576,
+    "llama.feed_forward_length": 1536,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.vocab_size": 49152,
+}
+
+
+def file_of(**more: Value) -> ModelFile:
+    """Return a model's file whose header says ``more``."""
+    metadata = Metadata(3, {**KEYS, **{f"llama.{key}": value for key, value in more.items()}}, ())
+    return ModelFile(metadata, shape_of(metadata), 135_000_000, 90 << 20, 1, "stamp")
+
+
+FILE = file_of()
+
+
+def plan_of(model: ModelConfig = MODEL, file: ModelFile = FILE) -> Plan:
+    """Return the plan of a model."""
+    return make_plan(model, BINARY, file, inherited={"PATH": "/bin"}, run_dir=RUN_DIR)
+
+
+def test_plan_argv_is_that_of_its_model_on_its_socket() -> None:
+    """What is printed is what is spawned."""
+    plan = plan_of()
+
+    assert plan.argv == build_argv(BINARY, MODEL, socket=plan.socket, is_embedding_model=False)
+    assert plan.environment["XDG_CONFIG_HOME"].startswith(RUN_DIR)
+
+
+def test_plan_socket_lies_in_the_run_dir_and_is_short() -> None:
+    """A UNIX socket's path has 107 bytes at most, whatever the model's name."""
+    plan = plan_of(msgspec.structs.replace(MODEL, name="x" * 200))
+
+    assert plan.socket.startswith(f"{RUN_DIR}/")
+    assert len(plan.socket) < 60
+
+
+@pytest.mark.parametrize(("trained", "num_ctx"), [(2048, 2048), (4096, 4096), (8192, 4096)])
+def test_plan_clips_num_ctx_to_what_the_model_was_trained_for(trained: int, num_ctx: int) -> None:
+    """More would be allocated in full although each slot is capped (b11434)."""
+    plan = plan_of(msgspec.structs.replace(MODEL, num_ctx=4096), file_of(context_length=trained))
+
+    assert plan.model.num_ctx == num_ctx
+    assert str(num_ctx) in plan.argv
+
+
+def test_plan_of_an_embedding_model_takes_a_whole_input_as_one_batch() -> None:
+    """``--embedding`` demands that an input is one physical batch."""
+    plan = plan_of(msgspec.structs.replace(MODEL, num_ctx=2000), file_of(pooling_type=1))
+
+    assert plan.is_embedding_model
+    assert (plan.model.batch_size, plan.model.ubatch_size) == (2000, 2000)
+    assert "--embedding" in plan.argv
+
+
+def test_plan_estimate_grows_with_the_pair_and_the_slots() -> None:
+    """K and V bytes by their own types, over all slots: 30 layers of 192 elements a cell."""
+    model = msgspec.structs.replace(
+        MODEL, num_ctx=256, num_parallel=2, kv_cache_type=parse_kv_pair("q8_0:q4_0")
+    )
+
+    plan = plan_of(model)
+
+    elements = 30 * 512 * 192
+    assert plan.estimate.kv_bytes == elements * 34 // 32 + elements * 18 // 32
+    assert plan.size_bytes == plan.estimate.total_bytes + ALLOWANCE_BYTES
+
+
+OTHER: dict[str, object] = {
+    "aliases": ("b",),
+    "keep_alive_s": 1.0,
+    "system": "Be short.",
+    "options": {"seed": 1},
+    "llama_server": "/other",
+    "preload": True,
+    "pin": True,
+    "load_timeout_s": 1.0,
+    "stop_timeout_s": 1.0,
+    "restart": msgspec.structs.replace(MODEL.restart, max_deaths=1),
+    "source": "other.toml",
+}
+
+
+@pytest.mark.parametrize("field", sorted(NOT_ARGUMENTS - {"env"}))
+def test_plan_identity_ignores_what_the_process_does_not_see(field: str) -> None:
+    """An edit of these keeps the process: its identity, its socket, and its loaded weights."""
+    changed = plan_of(msgspec.structs.replace(MODEL, **{field: OTHER[field]}))
+
+    assert changed.identity == plan_of().identity
+    assert changed.socket == plan_of().socket
+    assert changed.digest != plan_of().digest
+
+
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [
+        (msgspec.structs.replace(MODEL, kv_cache_type=parse_kv_pair("q8_0:q5_1")), FILE),
+        (msgspec.structs.replace(MODEL, num_ctx=512), FILE),
+        (msgspec.structs.replace(MODEL, name="other"), FILE),
+        (msgspec.structs.replace(MODEL, env={"A": "b"}), FILE),
+        (msgspec.structs.replace(MODEL, extra_args=("--rope-scale", "2")), FILE),
+        (MODEL, replace(FILE, stamp="written anew")),
+    ],
+)
+def test_plan_identity_changes_with_what_the_process_sees(
+    model: ModelConfig, file: ModelFile
+) -> None:
+    """Another command line, environment or weights need another process."""
+    changed = plan_of(model, file)
+
+    assert changed.identity != plan_of().identity
+    assert changed.socket != plan_of().socket
+
+
+def test_plan_is_the_same_each_time() -> None:
+    """A reload without an edit finds the same identity and digest."""
+    assert plan_of() == plan_of()

@@ -1,0 +1,179 @@
+"""Who may be in memory, and who must go."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvsup.residency import (
+    Budget,
+    Go,
+    Refuse,
+    Resident,
+    Wait,
+    admit,
+    idle_due,
+    next_due_s,
+)
+
+NO_LIMIT = Budget(None, None)
+
+
+def resident(
+    key: str,
+    size_bytes: int = 10,
+    *,
+    leases: int = 0,
+    used_s: float = 0.0,
+    pinned: bool = False,
+    leaving: bool = False,
+) -> Resident:
+    """Return a resident with the fields that a test names."""
+    return Resident(key, size_bytes, leases, used_s, is_pinned=pinned, is_leaving=leaving)
+
+
+@pytest.mark.parametrize(
+    ("residents", "budget", "verdict"),
+    [
+        ([], NO_LIMIT, Go()),
+        ([], Budget(10, 1), Go()),
+        ([resident("a"), resident("b")], NO_LIMIT, Go()),
+        ([resident("a")], Budget(None, 1), Go(("a",))),
+        ([resident("a")], Budget(19, None), Go(("a",))),
+        ([resident("a")], Budget(20, None), Go()),
+        ([resident("a", leases=1)], Budget(None, 1), Wait(("a",))),
+        ([resident("a", leaving=True)], Budget(None, 1), Wait(("a",))),
+        ([resident("a", leaving=True)], Budget(None, 2), Go()),
+        ([resident("a", used_s=2.0), resident("b", used_s=1.0)], Budget(None, 2), Go(("b",))),
+        ([resident("b", used_s=1.0), resident("a", used_s=1.0)], Budget(None, 2), Go(("a",))),
+        ([resident("a", leases=1), resident("b")], Budget(None, 2), Go(("b",))),
+        ([resident("a", 2), resident("b", 8, used_s=1.0)], Budget(12, None), Go(("a", "b"))),
+        ([resident("a", pinned=True), resident("b")], Budget(None, 2), Go(("b",))),
+    ],
+)
+def test_admit_of_ten_bytes_beside_residents(
+    residents: list[Resident], budget: Budget, verdict: Go | Wait
+) -> None:
+    """Room is made by the idle, least recently used first, no more of them than needed."""
+    assert admit("new", 10, residents, budget) == verdict
+
+
+@pytest.mark.parametrize(
+    ("residents", "budget", "says"),
+    [
+        ([], Budget(9, None), "the memory budget is 9 B"),
+        ([resident("a", pinned=True)], Budget(None, 1), "for at most 1 models"),
+        ([resident("a", pinned=True)], Budget(19, None), "beside 10 B of pinned models"),
+    ],
+)
+def test_admit_of_what_can_never_fit_is_refused_with_the_numbers(
+    residents: list[Resident], budget: Budget, says: str
+) -> None:
+    """Waiting would not help; the reason says what would."""
+    verdict = admit("new", 10, residents, budget)
+
+    assert isinstance(verdict, Refuse)
+    assert says in verdict.reason
+    assert "unpin a model" in verdict.reason
+
+
+def test_admit_of_a_model_alone_tries_although_an_estimated_budget_says_no() -> None:
+    """What seemed free is no reason to refuse the only model; what was configured is."""
+    assert admit("new", 10, [], Budget(5, None, is_estimated=True)) == Go()
+    assert admit("new", 10, [resident("a")], Budget(5, None, is_estimated=True)) == Go(("a",))
+
+
+residents_of_any_kind = st.lists(
+    st.builds(
+        Resident,
+        key=st.sampled_from("abcdefg"),
+        size_bytes=st.integers(0, 20),
+        leases=st.integers(0, 2),
+        last_used_s=st.floats(0, 5),
+        is_pinned=st.booleans(),
+        is_leaving=st.booleans(),
+    ),
+    unique_by=lambda r: r.key,
+    max_size=6,
+)
+budgets = st.builds(
+    Budget,
+    memory_bytes=st.none() | st.integers(0, 60),
+    max_loaded=st.none() | st.integers(1, 4),
+)
+
+
+@given(st.integers(0, 30), residents_of_any_kind, budgets)
+def test_admit_never_evicts_who_serves_or_is_pinned_and_keeps_within_the_budget(
+    size_bytes: int, residents: list[Resident], budget: Budget
+) -> None:
+    """The invariant of residency, over every mix of residents and budgets."""
+    verdict = admit("new", size_bytes, residents, budget)
+
+    match verdict:
+        case Go(evict=evict):
+            by_key = {r.key: r for r in residents}
+            assert all(by_key[key].leases == 0 for key in evict)
+            assert not any(by_key[key].is_pinned or by_key[key].is_leaving for key in evict)
+            gone = {r.key for r in residents if r.is_leaving} if evict else set()
+            staying = [r for r in residents if r.key not in evict and r.key not in gone]
+            if budget.memory_bytes is not None:
+                assert size_bytes + sum(r.size_bytes for r in staying) <= budget.memory_bytes
+            if budget.max_loaded is not None:
+                assert len(staying) < budget.max_loaded
+        case Wait(blockers=blockers):
+            assert blockers
+            assert set(blockers) <= {r.key for r in residents}
+        case Refuse():
+            idle = [replace(r, leases=0) for r in residents if r.is_pinned]
+            assert isinstance(admit("new", size_bytes, idle, budget), Refuse)
+
+
+@given(st.integers(0, 30), residents_of_any_kind, budgets)
+def test_admit_ends_in_go_or_refuse_once_everyone_is_idle_and_evicted_ones_are_gone(
+    size_bytes: int, residents: list[Resident], budget: Budget
+) -> None:
+    """No one waits for ever: with the victims gone it is admitted at once."""
+    here = [replace(r, leases=0, is_leaving=False) for r in residents]
+    verdict = admit("new", size_bytes, here, budget)
+
+    assert not isinstance(verdict, Wait)
+    if isinstance(verdict, Go):
+        left = [r for r in here if r.key not in verdict.evict]
+        assert admit("new", size_bytes, left, budget) == Go()
+
+
+@given(st.integers(0, 30), residents_of_any_kind, budgets)
+def test_admit_does_not_depend_on_the_order_of_residents(
+    size_bytes: int, residents: list[Resident], budget: Budget
+) -> None:
+    """Deterministic: who goes is decided by use and name alone."""
+    one = admit("new", size_bytes, residents, budget)
+    other = admit("new", size_bytes, residents[::-1], budget)
+
+    if isinstance(one, Wait):
+        assert isinstance(other, Wait)
+        assert set(one.blockers) == set(other.blockers)
+    else:
+        assert one == other
+
+
+def test_idle_due_names_those_whose_time_is_over_and_who_serve_nobody() -> None:
+    """A lease holds it, and so does a stop that is under way."""
+    residents = [
+        replace(resident("due"), idle_until_s=5.0),
+        replace(resident("later"), idle_until_s=5.1),
+        replace(resident("serving", leases=1), idle_until_s=1.0),
+        replace(resident("leaving", leaving=True), idle_until_s=1.0),
+        resident("for ever"),
+    ]
+
+    assert idle_due(residents, now_s=5.0) == ("due",)
+    assert next_due_s(residents) == 5.0
+
+
+def test_next_due_of_nobody_is_never() -> None:
+    """The fleet then sleeps until there is news."""
+    assert math.isinf(next_due_s([]))
