@@ -28,6 +28,7 @@ from kvsup.runtime.watch import Watch
 
 logger = logging.getLogger(__name__)
 
+_LAST_LINES = 3
 _LAST_LINES_S = 1.0
 """How long a dead child's pipes are read on: something it started may hold them open."""
 
@@ -205,9 +206,9 @@ class Instance:
                 self.plan.model.restart, self._deaths, now_s=now_s, jitter=draw_jitter()
             )
             if isinstance(verdict, GiveUp):
-                self.failure = verdict.reason
+                self.failure = self._with_last_lines(verdict.reason)
                 self._enter(State.FAILED)
-                self._emit(events.GaveUp(self.plan.name, verdict.reason))
+                self._emit(events.GaveUp(self.plan.name, self.failure))
                 return
             self._enter(State.BACKOFF)
             self._emit(events.Restarting(self.plan.name, verdict.at_s - now_s))
@@ -328,6 +329,11 @@ class Instance:
             is_warmup = not end.ready_for_s and any(_WARMING_UP in line for line in tail)
             return _replace(end, ExitCause.CRASH_IN_WARMUP if is_warmup else ExitCause.CRASHED, "")
         return _replace(end, ExitCause.ENDED, tail[-1] if tail else "")
+
+    def _with_last_lines(self, reason: str) -> str:
+        """Add the end of its log to why it was given up, unless that is in there already."""
+        lines = [line for line in self.logbook.tail(_LAST_LINES) if line and line not in reason]
+        return f"{reason}; its last lines: {' | '.join(lines)}" if lines else reason
 
     def _enter(self, state: State) -> float:
         spent_s = self._life.enter(state, now_s=time.monotonic())
