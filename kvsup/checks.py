@@ -3,12 +3,13 @@
 Pure: what was read from disk comes in, problems go out. Each problem says what to write instead.
 """
 
+import difflib
 from collections.abc import Iterable, Iterator
 
 from kvsup.config import ModelConfig
 from kvsup.kvrules import violation
 from kvsup.kvtypes import parse_kv_pair
-from kvsup.llama.argv import owned_arguments, owned_variables
+from kvsup.llama.argv import owned_arguments, owned_variables, unknown_arguments
 from kvsup.llama.binary import Binary
 from kvsup.modelshape import ModelShape
 from kvsup.ollama.names import lookup_keys, valid_name
@@ -42,10 +43,21 @@ def model_findings(
         yield "kv_cache_type", broken.message
     for argument, key in owned_arguments(model.extra_args):
         yield "extra_args", f"{argument} is kvsup's own; {f'use {key}' if key else 'drop it'}"
+    if binary is not None:
+        for flag in unknown_arguments(model.extra_args, binary):
+            yield (
+                "extra_args",
+                f"{flag} is no argument of this llama-server; {_nearest(flag, binary)}",
+            )
     for name in owned_variables(model.env):
         yield f"env.{name}", "would change what kvsup promises; use the model's keys instead"
     for option, message in check_options(model.options).items():
         yield f"options.{option}", message
+
+
+def _nearest(flag: str, binary: Binary) -> str:
+    near = difflib.get_close_matches(flag, sorted(binary.flags), n=1)
+    return f"did you mean {near[0]}?" if near else f"see {binary.path} --help"
 
 
 def name_clashes(models: Iterable[ModelConfig]) -> Iterator[tuple[ModelConfig, Finding]]:

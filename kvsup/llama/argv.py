@@ -5,6 +5,7 @@ Every value that kvsup promises is on the command line, since ``LLAMA_ARG_*`` va
 (common/arg.cpp, b11434; precedence config.ini < environment < command line).
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -22,6 +23,8 @@ NOT_ARGUMENTS = frozenset(
 
 EMPTY_CONFIG_DIR = "none"
 """Name of the empty folder, beside the sockets, where children look for configuration."""
+
+_FLAG = re.compile(r"--?[A-Za-z][\w-]*")
 
 _OWNED: dict[str, str] = {  # flag: what to write instead
     "-m": "model", "--model": "model", "-mm": "mmproj", "--mmproj": "mmproj",
@@ -131,9 +134,22 @@ def _where_known(binary: Binary, model: ModelConfig) -> Iterator[str]:
 def owned_arguments(extra_args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each flag of ``extra_args`` that kvsup owns, with the key to use instead, or ""."""
     for argument in extra_args:
-        flag = argument.split("=", 1)[0].replace("_", "-")
+        flag = _flag(argument)
         if flag in _OWNED:
             yield argument, _OWNED[flag]
+
+
+def unknown_arguments(extra_args: Sequence[str], binary: Binary) -> Iterator[str]:
+    """Yield each flag of ``extra_args`` that ``binary`` does not list in its ``--help``."""
+    for argument in extra_args:
+        flag = _flag(argument)
+        if _FLAG.fullmatch(flag) and flag not in binary.flags:
+            yield flag
+
+
+def _flag(argument: str) -> str:
+    """Return the flag without its value; llama-server takes ``_`` for ``-`` (common/arg.cpp)."""
+    return argument.split("=", 1)[0].replace("_", "-")
 
 
 def owned_variables(names: Iterable[str]) -> Iterator[str]:

@@ -331,7 +331,9 @@ class Instance:
         return _replace(end, ExitCause.ENDED, tail[-1] if tail else "")
 
     def _with_last_lines(self, reason: str) -> str:
-        """Add the end of its log to why it was given up, unless that is in there already."""
+        """Add the end of its log to why it was given up, unless one line is known to say why."""
+        if self.measured.failure is not None:
+            return reason
         lines = [line for line in self.logbook.tail(_LAST_LINES) if line and line not in reason]
         return f"{reason}; its last lines: {' | '.join(lines)}" if lines else reason
 

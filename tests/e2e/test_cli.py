@@ -25,7 +25,7 @@ kv_cache_type = "f16"
 BROKEN = """
 model = "{path}"
 threads = 1
-extra_args = ["--no-such-flag"]
+extra_args = ["--poll", "much"]
 """
 
 COMMANDS = (

@@ -269,3 +269,21 @@ def test_problem_of_a_model_whose_name_ends_like_its_variant_points_at_the_model
     )
 
     assert problems == [f"configs/m.toml:3: kv_cache_type: {NO_TYPE}"]
+
+
+def test_problem_of_an_argument_that_the_binary_lacks_names_the_nearest(
+    folder: ConfigFolder, smollm2: Path
+) -> None:
+    """A misspelt flag is told before a process is started; values and known flags are not."""
+    problems = folder.problems(
+        m=f"""\
+        model = "{smollm2}"
+        extra_args = ["--contxt-shift", "--keep", "-1", "-ot", "x=CPU", "--top_k", "--top-q"]
+        """
+    )
+
+    says = "is no argument of this llama-server; did you mean"
+    assert problems == [
+        f"configs/m.toml:2: extra_args: --contxt-shift {says} --context-shift?",
+        f"configs/m.toml:2: extra_args: --top-q {says} --top-p?",
+    ]

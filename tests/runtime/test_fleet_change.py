@@ -168,7 +168,7 @@ async def test_replace_there_and_back_while_the_first_drains_serves_again(folder
 
 async def test_replace_of_a_failed_model_by_an_edit_ends_its_failure(folder: Folder) -> None:
     """``FAILED`` ends with an edit of its file, and not with a reload of the same one."""
-    folder.write(a='extra_args = ["--nope"]')
+    folder.write(a='extra_args = ["--poll", "much"]')
 
     async with running(folder.read()) as now:
         with pytest.raises(InstanceFailed):

@@ -94,7 +94,7 @@ async def test_failed_model_tells_waiters_and_newcomers_and_others_are_served(
     folder: Folder,
 ) -> None:
     """A model that has given up answers at once with its cause, until it is reset."""
-    folder.write(a='extra_args = ["--nope"]', b="")
+    folder.write(a='extra_args = ["--poll", "much"]', b="")
 
     async with running(folder.read()) as now:
         clients = [Client(now.fleet, "a") for _ in range(3)]
@@ -107,7 +107,7 @@ async def test_failed_model_tells_waiters_and_newcomers_and_others_are_served(
 
         for client in (*clients, late):
             assert isinstance(client.error, InstanceFailed)
-            assert "error: invalid argument: --nope" in str(client.error)
+            assert 'error while handling argument "--poll"' in str(client.error)
         assert len(now.of_kind(events.GaveUp)) == 1
 
 

@@ -210,12 +210,12 @@ async def test_load_that_fails_for_a_permanent_cause_is_given_up_at_once(
     assert all(says in text for text in told), told[0]
 
 
-async def test_bad_flag_on_the_real_binary_is_given_up_at_once(folder: Folder) -> None:
+async def test_bad_value_on_the_real_binary_is_given_up_at_once(folder: Folder) -> None:
     """As above, with the words of the real llama-server."""
-    folder.write(a='extra_args = ["--nope"]')
+    folder.write(a='extra_args = ["--poll", "much"]')
 
     async with owned(folder.plan("a")) as instance:
-        with pytest.raises(InstanceFailed, match="error: invalid argument: --nope"):
+        with pytest.raises(InstanceFailed, match='error while handling argument "--poll"'):
             await instance.ready()
 
     assert instance.snapshot().n_deaths == 1
