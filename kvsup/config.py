@@ -93,9 +93,11 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         None
     )
     batch_size: Annotated[
-        int, Meta(ge=1, description="Prompt tokens a step; a leaving client waits for one step.")
-    ] = 512
-    ubatch_size: Annotated[int, Meta(ge=1, description="Prompt tokens computed at once.")] = 512
+        Positive | None, _doc("Prompt tokens a step; absent: 512, on a CPU 64.")
+    ] = None
+    ubatch_size: Annotated[
+        Positive | None, _doc("Prompt tokens computed at once; absent: batch_size, at most 512.")
+    ] = None
     prompt_cache_bytes: Annotated[
         int, _kind("size", "Host memory for prompts that lost their slot; 0 for none.")
     ] = field(default=1 << 30, name="prompt_cache")
@@ -118,7 +120,10 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     preload: Annotated[bool, _doc("Load when kvsup starts.")] = False
     pin: Annotated[bool, _doc("Never evict to make room for another model.")] = False
     load_timeout_s: Annotated[
-        float, _kind("duration", "Longest time without progress in a load; not for all of it.")
+        float,
+        _kind(
+            "duration", "Longest time without progress in a load (not for all of it); 0: no limit."
+        ),
     ] = field(default=300.0, name="load_timeout")
     stop_timeout_s: Annotated[float, _kind("duration", "Time to end politely before SIGKILL.")] = (
         field(default=10.0, name="stop_timeout")

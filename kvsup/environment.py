@@ -70,7 +70,8 @@ def parse_host(text: str) -> tuple[str, int]:
         return rest, default
     host = match["v6"] if match["v6"] is not None else match["host"]
     digits = match["p6"] or match["port"] or ""
-    port = int(digits) if digits.isdigit() and int(digits) <= 65535 else default
+    port = int(digits) if re.fullmatch(r"[0-9]{1,5}", digits) else default
+    port = port if port <= 65535 else default
     if not host:
         host = "0.0.0.0" if rest else "127.0.0.1"  # noqa: S104 - that is what the user wrote
     return host, port
@@ -86,7 +87,12 @@ def _text(key: str) -> Callable[[str], dict[str, object]]:
 
 
 def _count(key: str) -> Callable[[str], dict[str, object]]:
-    return lambda value: {} if value == "0" else {key: int(value) if value.isdigit() else value}
+    """Read a number; what is none stays text, and is told as such."""
+    return lambda value: {} if value == "0" else {key: _number(value)}
+
+
+def _number(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
 
 
 def _flash_attention(value: str) -> dict[str, object]:

@@ -19,6 +19,7 @@ class ExitCause(Enum):
     """Why a llama-server ended, as far as its exit and its log tell."""
 
     ASKED = "stopped as asked"
+    CANNOT_START = "llama-server cannot be started"
     BAD_ARGUMENT = "llama-server does not take an argument"
     NO_SUCH_FILE = "the model file cannot be opened"
     NOT_A_MODEL = "the model file cannot be used"
@@ -37,6 +38,7 @@ class ExitCause(Enum):
 
 _PERMANENT = frozenset(
     {
+        ExitCause.CANNOT_START,
         ExitCause.BAD_ARGUMENT,
         ExitCause.NO_SUCH_FILE,
         ExitCause.NOT_A_MODEL,

@@ -1,5 +1,6 @@
 """The composition root: configuration, fleet, HTTP server, signals, and the order of shutdown."""
 
+import errno
 import fcntl
 import gc
 import logging
@@ -14,7 +15,7 @@ import anyio
 import anyio.to_thread
 import psutil
 import uvicorn
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from kvsup import events
 from kvsup.api.app import create_app
@@ -23,6 +24,7 @@ from kvsup.errors import ConfigError, KvsupError
 from kvsup.runtime import orphans, paths
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.paths import LLAMA_CONFIG
 
 logger = logging.getLogger("kvsup")
 
@@ -52,6 +54,7 @@ class Supervisor:
         self._environ = environ
         self._fleet = Fleet(configuration.plans, configuration.host, emit=_log_event)
         self._fleet_ended = anyio.Event()
+        self._one_at_a_time = anyio.CapacityLimiter(1)
         self._is_stopping = False
 
     async def run(self, listener: socket.socket, *, listening: Callable[[], None]) -> None:
@@ -79,7 +82,7 @@ class Supervisor:
         )
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._run_fleet, server)
-            await tasks.start(self._obey_signals, server)
+            await tasks.start(self._obey_signals, server, tasks)
             gc.collect()
             gc.freeze()
             listening()
@@ -96,7 +99,10 @@ class Supervisor:
         """
         old = self._configuration.host
         self._configuration = await anyio.to_thread.run_sync(
-            read_configuration, self._configuration.folder, self._environ
+            read_configuration,
+            self._configuration.folder,
+            self._environ,
+            limiter=self._one_at_a_time,
         )
         new = self._configuration.host
         if (old.host, old.port, old.origins, old.state_dir) != (
@@ -110,15 +116,22 @@ class Supervisor:
         self._fleet_ended.set()
         server.force_exit = True  # whoever still follows a log does not hold the exit up
 
-    async def _obey_signals(self, server: uvicorn.Server, *, task_status: TaskStatus[None]) -> None:
+    async def _reload_or_tell(self) -> None:
+        try:
+            await self.reload()
+        except ConfigError as error:
+            logger.warning("configuration not taken up:\n%s", error)
+        except Exception:  # a bug in reading must not end what runs
+            logger.exception("configuration not taken up: a bug in kvsup")
+
+    async def _obey_signals(
+        self, server: uvicorn.Server, tasks: TaskGroup, *, task_status: TaskStatus[None]
+    ) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    try:
-                        await self.reload()
-                    except ConfigError as error:
-                        logger.warning("configuration not taken up:\n%s", error)
+                    tasks.start_soon(self._reload_or_tell)
                 elif self._is_stopping:
                     logger.info("second signal: running requests are cut off")
                     self._fleet.close(drain_s=0.0)
@@ -139,14 +152,21 @@ def run(configuration: Configuration, environ: Mapping[str, str]) -> None:
     with _lock(configuration.state_dir), paths.made(configuration.run_dir):
         for pid in orphans.reap(configuration.run_dir):
             logger.warning("killed a llama-server of an earlier run (pid %d)", pid)
-        listener = bind(configuration.host)
+        host = configuration.host
+        listener = bind(host)
         url = paths.url_of(*listener.getsockname()[:2])
         address = paths.address_file(configuration.state_dir)
 
         def listening() -> None:
             address.write_text(url, "utf-8")
             names = ", ".join(plan.name for plan in configuration.plans)
-            logger.info("listening on %s, models: %s", url, names)
+            shown = url if host.host in url else f"{host.host}:{listener.getsockname()[1]} ({url})"
+            logger.info("listening on %s, models: %s", shown, names)
+            for plan in configuration.plans:
+                for note in plan.notes:
+                    logger.warning("%s: %s", plan.name, note)
+            if LLAMA_CONFIG.exists():
+                logger.warning("every llama-server reads %s, too", LLAMA_CONFIG)
 
         supervisor = Supervisor(configuration, environ)
         try:
@@ -164,20 +184,24 @@ def bind(host: HostConfig) -> socket.socket:
     Raises:
         KvsupError: the address is in use or cannot be had.
     """
+    where = f"{host.host}:{host.port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.host, host.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise KvsupError(f"cannot listen on {where}: {error}; set host in kvsup.toml") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as error:
-        holder = _holder_of(host.port)
-        by = f" by {holder}" if holder else ""
+        listener.close()
+        holder = _holder_of(host.port) if error.errno == errno.EADDRINUSE else ""
+        mend = f" by {holder}; stop that program, or set" if holder else "; set"
         raise KvsupError(
-            f"cannot listen on {host.host}:{host.port}: {error.strerror}{by}; "
-            "stop that program, or set port in kvsup.toml (or OLLAMA_HOST)"
+            f"cannot listen on {where}: {error.strerror}{mend} port in kvsup.toml (or OLLAMA_HOST)"
         ) from error
     listener.setblocking(False)
     return listener
@@ -198,8 +222,11 @@ def _holder_of(port: int) -> str:
 @contextmanager
 def _lock(state: Path) -> Iterator[None]:
     """Hold the state folder: two supervisors on one would reap each other's children."""
-    path = state / "kvsup.lock"
-    with path.open("a+") as file:
+    try:
+        file = (state / "kvsup.lock").open("a+")
+    except OSError as error:
+        raise KvsupError(f"state_dir {state} cannot be used: {error}; name another") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -6,6 +6,9 @@ import re
 FOREVER_S = math.inf
 """A keep_alive that never ends."""
 
+_MAX_S = 2**63 / 1e9
+"""Go's longest duration, some 292 years."""
+
 _DURATION_UNITS_S = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -33,7 +36,7 @@ def parse_duration(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"Unsupported type: '{_go_type(value)}'")
     if not isinstance(value, str):
-        return FOREVER_S if value < 0 else float(value)
+        return FOREVER_S if value < 0 or value > _MAX_S else float(value)
     text = value.strip()
     negative = text.startswith("-")
     rest = text[1:] if text[:1] in {"-", "+"} else text
@@ -53,7 +56,7 @@ def parse_duration(value: object) -> float:
             raise ValueError(f'time: unknown unit "{unit}" in duration "{text}"')
         total_s += float(number) * _DURATION_UNITS_S[unit]
         position = part.end()
-    return FOREVER_S if negative else total_s
+    return FOREVER_S if negative or total_s > _MAX_S else total_s
 
 
 def parse_duration_setting(value: object) -> float:

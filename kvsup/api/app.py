@@ -78,7 +78,7 @@ def create_app(fleet: Fleet, host: HostConfig, *, reload: Callable[[], Awaitable
         app,
         origins=OriginRules(host.origins),
         bound_to_loopback=host.host.startswith(_LOOPBACK),
-        own_names={socket.gethostname()},
+        own_names={socket.gethostname().lower()},
         own_addresses={a.address for many in psutil.net_if_addrs().values() for a in many},
     )
 

@@ -5,6 +5,7 @@ They change what others see, so only a client on this machine may call them.
 
 import ipaddress
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 
@@ -65,7 +66,8 @@ class ControlHandlers:
         _check_local(exchange)
         query = exchange.request.query_params
         logbook = self._fleet.instance(exchange.request.path_params["name"]).logbook
-        n_lines = int(query["lines"]) if query.get("lines", "").isdigit() else 100
+        asked = query.get("lines", "100")
+        n_lines = int(asked) if re.fullmatch(r"[0-9]{1,9}", asked) else 100
         await exchange.start(_TEXT)
         if "follow" not in query:
             await exchange.end("".join(f"{line}\n" for line in logbook.tail(n_lines)).encode())
@@ -100,11 +102,13 @@ def _described(instance: Instance, now_s: float) -> dict[str, object]:
 def _name(exchange: Exchange) -> str:
     try:
         return msgspec.json.decode(exchange.body, type=_Named).model
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f'{error}; write {{"model": "NAME"}}') from error
 
 
 def _check_local(exchange: Exchange) -> None:
     client = exchange.request.client
-    if client is None or not ipaddress.ip_address(client.host.split("%")[0]).is_loopback:
+    address = ipaddress.ip_address(client.host.partition("%")[0]) if client else None
+    mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:127.0.0.1, on a socket for both
+    if address is None or not (mapped or address).is_loopback:
         raise RequestError("kvsup's own endpoints answer only clients on this machine")

@@ -12,7 +12,7 @@ from kvsup import __version__
 from kvsup.api import listing
 from kvsup.api.exchange import JSON, NDJSON, Exchange, Header
 from kvsup.api.relay import Answer, ask, relay
-from kvsup.errors import ModelNotFound, RequestError
+from kvsup.errors import EngineError, ModelNotFound, RequestError
 from kvsup.ollama import catalog, embeddings, requests, to_llama
 from kvsup.ollama.from_llama import ChatReplies, Folded, GenerateReplies
 from kvsup.ollama.names import display_name, valid_name
@@ -198,7 +198,13 @@ class _OllamaAnswer:
 
 async def _embed(instance: Instance, texts: tuple[str, ...]) -> bytes:
     call = to_llama.embed_body(texts, model=instance.plan.name)
-    return await ask(instance, path=call.path, body=msgspec.json.encode(call.body))
+    try:
+        return await ask(instance, path=call.path, body=msgspec.json.encode(call.body))
+    except EngineError as error:
+        if error.status != 501:
+            raise
+        mend = f'{instance.plan.name} does not embed; set embedding = "on" in its file'
+        raise EngineError(mend, status=501) from error
 
 
 def _check_grammar(name: str) -> None:

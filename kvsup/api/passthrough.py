@@ -1,6 +1,7 @@
 """``/v1/*`` and ``/upstream/MODEL/*``: bytes pass through; only the model's name is read."""
 
 from collections.abc import Callable
+from urllib.parse import unquote
 
 import msgspec
 
@@ -12,6 +13,8 @@ from kvsup.llama.steering import PassAnswer, steer
 from kvsup.ollama import catalog
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.upstream import Response
+
+_UPSTREAM = "/upstream/"
 
 _FORWARDED = frozenset({b"content-type", b"accept", b"anthropic-version", b"anthropic-beta"})
 """Request headers that go on; others are the hop's own, steer the engine, or are secret."""
@@ -34,7 +37,7 @@ class PassthroughHandlers:
 
     async def v1(self, exchange: Exchange) -> None:
         """Answer ``POST /v1/…`` from the instance that the body's ``model`` names."""
-        path = exchange.request.url.path
+        path = _raw_path(exchange)
         name = _model_name(exchange.body)
         self._fleet.instance(name)
         steered = steer(path, exchange.body)
@@ -63,7 +66,7 @@ class PassthroughHandlers:
     async def upstream(self, exchange: Exchange) -> None:
         """Answer ``/upstream/MODEL/PATH`` by the instance's own ``/PATH``."""
         request = exchange.request
-        name, path = self._split(request.path_params["rest"])
+        name, path = self._split(_raw_path(exchange).removeprefix(_UPSTREAM))
         target = f"{path}?{request.url.query}" if request.url.query else path
         headers = [(k, v) for k, v in request.headers.raw if k in _FORWARDED]
         is_post = request.method == "POST"
@@ -82,13 +85,13 @@ class PassthroughHandlers:
         """Return model and path; a model's name may itself hold slashes."""
         parts = rest.split("/")
         for count in range(1, len(parts) + 1):
-            name = "/".join(parts[:count])
+            name = unquote("/".join(parts[:count]))
             try:
                 self._fleet.instance(name)
             except ModelNotFound:
                 continue
             return name, "/" + "/".join(parts[count:])
-        raise ModelNotFound(parts[0])
+        raise ModelNotFound(unquote(parts[0]))
 
 
 class _Passed:
@@ -110,10 +113,16 @@ class _Passed:
         return self._mended.finish() if self._mended else b""
 
 
+def _raw_path(exchange: Exchange) -> str:
+    """Return the path as it was sent: decoded it could not be sent on."""
+    raw: bytes = exchange.request.scope["raw_path"]
+    return raw.decode("latin-1")
+
+
 def _model_name(body: bytes) -> str:
     try:
         name = _target(body).model
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"invalid request: {error}") from error
     if not name:
         raise RequestError("model is required")

@@ -35,11 +35,17 @@ def lines(path: str, *, lines: int, follow: bool) -> Iterator[str]:
 
 
 def base_url() -> str:
-    """Return the address of the kvsup that runs, else the one that it would listen on."""
-    host = read_host(config_dir(None), os.environ)
+    """Return the address of the kvsup that runs, else the one that it would listen on.
+
+    Raises:
+        ConfigError: none runs, and the settings that name the address are wrong.
+    """
+    host, problem = read_host(config_dir(None), os.environ)
     try:
         return address_file(state_dir(host.state_dir)).read_text("utf-8")
     except OSError:
+        if problem is not None:
+            raise problem from None
         return url_of(host.host, host.port)
 
 

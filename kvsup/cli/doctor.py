@@ -70,6 +70,9 @@ def _host() -> Iterator[Finding]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe_socket:
         answers = probe_socket.connect_ex((address.strip("[]"), int(port))) == 0
     yield "address", True, f"{url}, {'something listens there' if answers else 'free'}"
+    if paths.LLAMA_CONFIG.exists():
+        word = "is read by every llama-server; remove from it what kvsup's files do not want"
+        yield "llama.cpp's own file", False, f"{paths.LLAMA_CONFIG} {word}"
     for name, word in ignored_variables(os.environ).items():
         yield "ignored variable", True, f"{name}: {word}"
     for name in sorted(os.environ):

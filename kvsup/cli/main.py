@@ -87,6 +87,8 @@ def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
         return
     for plan in configuration.plans:
         typer.echo(f"{plan.name}: {plan.model.kv_cache_type}, {plan.model.num_ctx} tokens: fine")
+        for note in plan.notes:
+            typer.echo(f"{plan.name}: {note}")
 
 
 @app.command()

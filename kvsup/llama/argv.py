@@ -49,7 +49,13 @@ _OWNED: dict[str, str] = {  # flag: what to write instead
     "--sleep-idle-seconds": "keep_alive", "--models-dir": "", "--models-preset": "",
     "--help": "", "-h": "", "--version": "", "--list-devices": "", "--offline": "",
     "--cache-idle-slots": "", "--no-cache-idle-slots": "",
+    "-dr": "model", "--docker-repo": "model", "-hff": "model", "--hf-file": "model",
+    "-mmu": "mmproj", "--mmproj-url": "mmproj", "--usage": "", "--cache-list": "", "-cl": "",
+    "--completion-bash": "",
 }  # fmt: skip
+
+_PRESETS = ("--*-default", "--fim-*", "--models-*")
+"""Flags that stand for a whole set of others, KV types and contexts among them (arg.cpp)."""
 
 _OWNED_ENVIRONMENT = (
     "LLAMA_API_KEY", "LLAMA_ARG_API_KEY*", "LLAMA_ARG_HOST", "LLAMA_ARG_PORT", "LLAMA_ARG_CACHE_*",
@@ -85,7 +91,10 @@ def _arguments(binary: Binary, model: ModelConfig, socket: str) -> Iterator[str]
     yield from ("--cache-type-k", str(model.kv_cache_type.k))
     yield from ("--cache-type-v", str(model.kv_cache_type.v))
     yield from ("--flash-attn", model.flash_attention)
-    yield from ("--batch-size", str(model.batch_size), "--ubatch-size", str(model.ubatch_size))
+    if model.batch_size is not None:
+        yield from ("--batch-size", str(model.batch_size))
+    if model.ubatch_size is not None:
+        yield from ("--ubatch-size", str(model.ubatch_size))
     yield from ("--cache-ram", str(model.prompt_cache_bytes >> 20))
     if model.swa_full:
         yield "--swa-full"
@@ -137,6 +146,8 @@ def owned_arguments(extra_args: Sequence[str]) -> Iterator[tuple[str, str]]:
         flag = _flag(argument)
         if flag in _OWNED:
             yield argument, _OWNED[flag]
+        elif _matches(flag, _PRESETS):
+            yield argument, "model"
 
 
 def unknown_arguments(extra_args: Sequence[str], binary: Binary) -> Iterator[str]:

@@ -111,7 +111,7 @@ def steer(path: str, body: bytes) -> Steered | None:
     try:
         request = _request(body)
         make_answer = _PATHS[path](request)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if make_answer is None:
         return None

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -42,10 +43,11 @@ def probe(path: str, *, state: Path, environment: Mapping[str, str]) -> Binary:
         version_text=_output(path, "--version", environment),
         devices_text=_output(path, "--list-devices", environment),
     )
-    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = kept.with_suffix(f".{os.getpid()}")
-    beside.write_bytes(msgspec.json.encode(binary))
-    beside.replace(kept)
+    with suppress(OSError):  # a folder that cannot be written to: it is asked again next time
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = kept.with_suffix(f".{os.getpid()}")
+        beside.write_bytes(msgspec.json.encode(binary))
+        beside.replace(kept)
     return binary
 
 

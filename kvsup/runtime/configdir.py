@@ -55,16 +55,18 @@ def read_configuration(folder: Path, environ: Mapping[str, str]) -> Configuratio
     return Configuration(folder, host, tuple(plan for plan in plans if plan), state, run)
 
 
-def read_host(folder: Path, environ: Mapping[str, str]) -> HostConfig:
-    """Return the host's settings alone; a folder that is not there has none.
+def read_host(folder: Path, environ: Mapping[str, str]) -> tuple[HostConfig, ConfigError | None]:
+    """Return the host's settings, as far as they can be read, and what is wrong with them.
 
-    Raises:
-        ConfigError: with every problem of ``kvsup.toml`` and of the environment.
+    A folder that is not there has none.
     """
     reading = _Reading(folder, environ, only=paths.HOST_FILE)
     host = reading.host()
-    reading.raise_problems()
-    return host
+    try:
+        reading.raise_problems()
+    except ConfigError as error:
+        return host, error
+    return host, None
 
 
 @dataclass(slots=True)
@@ -175,7 +177,7 @@ class _Reading:
         key, message = finding
         top = key.partition(".")[0]
         variant = _variant_of(model, source)
-        if variant and (top in source.table["variants"][variant] or top == "name"):
+        if variant and (top == "name" or top in source.table["variants"][variant]):
             self._problems.append(source.problem(f"variants.{variant}.{key}", message))
         elif top in source.table or top in {"name", "model"}:
             self._problems.append(source.problem(key, message))
@@ -191,6 +193,8 @@ class _Reading:
 def _variant_of(model: ModelConfig, source: Source) -> str | None:
     base = str(source.table.get("name", Path(source.name).stem))
     variants = source.table.get("variants", {})
+    if not isinstance(variants, Mapping):
+        return None
     return next((v for v in variants if variant_name(base, v) == model.name), None)
 
 
@@ -212,7 +216,7 @@ def _absolute(text: str, folder: Path) -> Path:
     """
     if text.startswith(paths.FETCHED):
         return paths.cache_dir() / "models" / text.removeprefix(paths.FETCHED)
-    return Path(os.path.abspath(folder / Path(text).expanduser()))  # noqa: PTH100 - see above
+    return Path(os.path.abspath(folder / os.path.expanduser(text)))  # noqa: PTH100, PTH111 - see above; "~nobody" stays as it is
 
 
 def _program(text: str, folder: Path) -> str:

@@ -161,7 +161,7 @@ class Fleet:
         ]
         added = [name for name in after if name not in before]
         removed = [name for name in before if name not in after]
-        for ticket in self._queue:
+        for ticket in list(self._queue):
             self._follow(ticket)
         self._emit(events.Reloaded(tuple(changed), tuple(added), tuple(removed)))
         self._schedule()

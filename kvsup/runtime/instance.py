@@ -10,11 +10,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
 
 from kvsup import events
-from kvsup.errors import InstanceError, InstanceFailed
+from kvsup.errors import ConfigError, InstanceError, InstanceFailed
 from kvsup.lifecycle import ALIVE, Lifecycle, State
 from kvsup.llama.childmode import EXIT_LINE
 from kvsup.plan import Plan
@@ -22,6 +23,7 @@ from kvsup.restart import Exit, ExitCause, GiveUp, decide, draw_jitter
 from kvsup.runtime import orphans
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
+from kvsup.runtime.paths import make_run_dir
 from kvsup.runtime.process import Child, spawn
 from kvsup.runtime.upstream import Upstream
 from kvsup.runtime.watch import Watch
@@ -231,11 +233,12 @@ class Instance:
     async def _run_process(self) -> Exit:
         """Spawn, hold, and reap one process; return how it ended."""
         self._enter(State.STARTING)
-        orphans.clear_socket(self.plan.socket)
         try:
+            make_run_dir(Path(self.plan.socket).parent)  # a cleaner of /tmp may have been there
+            orphans.clear_socket(self.plan.socket)
             self._child = child = await spawn(self.plan.argv, environment=self.plan.environment)
-        except OSError as error:
-            return Exit(ExitCause.BAD_ARGUMENT, None, time.monotonic(), 0.0, str(error))
+        except (OSError, ConfigError) as error:
+            return Exit(ExitCause.CANNOT_START, None, time.monotonic(), 0.0, str(error))
         watch = Watch(
             child,
             socket=self.plan.socket,
@@ -280,7 +283,8 @@ class Instance:
             if self.state is State.READY and self.is_leaving:
                 self._enter(State.DRAINING)
                 continue
-            stall_s = watch.progress_s + self.plan.model.load_timeout_s
+            patience_s = self.plan.model.load_timeout_s or math.inf  # 0 is for ever, as in Ollama
+            stall_s = watch.progress_s + patience_s
             if self.state is State.LOADING and now_s >= stall_s:
                 child.kill()
                 code = await child.wait()

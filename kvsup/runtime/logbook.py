@@ -30,7 +30,7 @@ class Logbook:
 
     def tail(self, n_lines: int) -> list[str]:
         """Return the last ``n_lines``."""
-        return list(self._lines)[-n_lines:]
+        return list(self._lines)[-n_lines:] if n_lines else []
 
     async def follow(self, n_lines: int) -> AsyncIterator[str]:
         """Yield the last ``n_lines``, then each new one as it comes; never ends."""

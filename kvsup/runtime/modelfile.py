@@ -16,12 +16,12 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
     findings = [
         (key, f"no such file: {named}")
         for key, named in beside.items()
-        if named and not Path(named).is_file()
+        if named and not _is_file(Path(named))
     ]
     path = Path(model.model)
-    if not path.is_file():
-        found = "no such file" if not path.exists() else "no file"
-        return None, [*findings, ("model", f"{found}: {path}; write the path of a GGUF file")]
+    if not _is_file(path):
+        found = f"no such file: {path}; write the path of a GGUF file"
+        return None, [*findings, ("model", found)]
     try:
         parts = split_paths(path)
         headers = [_metadata(part, _stamp(part)) for part in parts]
@@ -41,6 +41,13 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         stamp=";".join(_stamp(each) for each in (*parts, *others)),
     )
     return file, []
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def _stamp(path: Path) -> str:

@@ -13,6 +13,9 @@ from kvsup.llama.argv import EMPTY_CONFIG_DIR
 HOST_FILE = "kvsup.toml"
 """The file with the host's settings; every other TOML file of the folder is a model."""
 
+LLAMA_CONFIG = Path("/etc/llama.cpp/config.ini")
+"""Every llama-server reads it and no flag skips it (b11434); the command line wins over it."""
+
 _MAX_RUNTIME_BYTES = 48
 
 FETCHED = "kvsup:"
@@ -25,9 +28,16 @@ def cache_dir() -> Path:
 
 
 def state_dir(configured: str | None) -> Path:
-    """Return the folder for what kvsup remembers, made if missing, mode 0700."""
+    """Return the folder for what kvsup remembers, made if missing, mode 0700.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
     path = Path(configured) if configured else _base("XDG_STATE_HOME", ".local/state") / "kvsup"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"state_dir {path} cannot be made: {error}; name another") from error
     return path
 
 
@@ -43,21 +53,32 @@ def run_dir(state: Path) -> Path:
     return Path("/tmp") / f"kvsup-{os.getuid()}" / name  # noqa: S108 - made checks it
 
 
-@contextmanager
-def made(run: Path) -> Iterator[None]:
-    """Make a ``run_dir`` private to this user, and remove it in the end if nothing is left in it.
+def make_run_dir(run: Path) -> None:
+    """Make a ``run_dir``, private to this user; what is there already is kept.
 
     Raises:
-        ConfigError: the folder is someone else's.
+        ConfigError: something of that name is someone else's, or no folder.
     """
-    folders = (run.parent, run, run / EMPTY_CONFIG_DIR)
-    for folder in folders:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
+    for folder in (run.parent, run, run / EMPTY_CONFIG_DIR):
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            status = folder.lstat()
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be made: {error}; set XDG_RUNTIME_DIR") from error
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise ConfigError(f"{folder} is someone else's; remove it, or set XDG_RUNTIME_DIR")
         if stat.S_IMODE(status.st_mode) & 0o077:
             folder.chmod(0o700)
+
+
+@contextmanager
+def made(run: Path) -> Iterator[None]:
+    """Hold a ``run_dir`` made, and remove it in the end if nothing is left in it.
+
+    Raises:
+        ConfigError: as ``make_run_dir``.
+    """
+    make_run_dir(run)
     try:
         yield
     finally:

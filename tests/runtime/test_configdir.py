@@ -132,7 +132,7 @@ def test_identity_after_a_change_above_the_process_is_the_same(
     [
         'kv_cache_type = "q8_0"', "num_ctx = 99", "num_parallel = 2", "threads = 1",
         "kv_unified = true", "swa_full = true", 'flash_attention = "on"', "gpu_layers = 1",
-        "batch_size = 64", "ubatch_size = 64", "prompt_cache = 0", 'reasoning = "off"',
+        "batch_size = 128", "ubatch_size = 32", "prompt_cache = 0", 'reasoning = "off"',
         'embedding = "on"', 'extra_args = ["--numa", "distribute"]', 'env = { FOO = "1" }',
     ],
 )  # fmt: skip

@@ -1,11 +1,14 @@
 """A fleet whose configuration changes, or that is closed, while it serves."""
 
+import shutil
+
 import anyio
 import pytest
 
 from kvsup import events
 from kvsup.errors import CapacityError, InstanceFailed, ModelNotFound, UpstreamError
 from kvsup.lifecycle import State
+from tests.runtime.clients import Client
 from tests.runtime.supervised import Folder, Running, reach, running, until
 from tests.standin.script import LOAD, write_script
 
@@ -257,3 +260,37 @@ async def test_close_in_a_load_that_hangs_ends_it(folder: Folder) -> None:
         now.fleet.close(drain_s=0.0)
 
         await until(lambda: now.fleet.loaded() == [])
+
+
+async def test_replace_that_removes_a_model_tells_everyone_who_waits_for_it(
+    folder: Folder,
+) -> None:
+    """None of those in the queue loads a model that is no longer in the configuration."""
+    folder.host += "max_loaded_models = 1\n"
+    folder.write(a="", b="")
+
+    async with running(folder.read()) as now:
+        waiting = [Client(now.fleet, "b") for _ in range(4)]
+        async with anyio.create_task_group() as tasks, now.fleet.lease("a") as instance:
+            await instance.ready()
+            for client in waiting:
+                tasks.start_soon(client.pass_by)
+            await until(lambda: now.fleet.n_waiting == 4)
+            folder.remove("b")
+
+            reload(now, folder)
+
+        assert [type(client.error) for client in waiting] == [ModelNotFound] * 4
+        assert len(now.of_kind(events.Spawned)) == 1
+
+
+async def test_start_after_the_run_folder_was_cleaned_away_makes_it_again(folder: Folder) -> None:
+    """A cleaner of /tmp must not end every model for good."""
+    folder.write(a="")
+
+    configuration = folder.read()
+    async with running(configuration) as now:
+        shutil.rmtree(configuration.run_dir)
+
+        async with now.fleet.lease("a") as instance:
+            await instance.ready()

@@ -46,7 +46,7 @@ def test_plan_argv_is_that_of_its_model_on_its_socket() -> None:
     """What is printed is what is spawned."""
     plan = plan_of()
 
-    assert plan.argv == build_argv(BINARY, MODEL, socket=plan.socket, is_embedding_model=False)
+    assert plan.argv == build_argv(BINARY, plan.model, socket=plan.socket, is_embedding_model=False)
     assert plan.environment["XDG_CONFIG_HOME"].startswith(RUN_DIR)
 
 

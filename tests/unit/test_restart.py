@@ -20,6 +20,7 @@ PERMANENT = {
     ExitCause.NO_SUCH_FILE,
     ExitCause.NOT_A_MODEL,
     ExitCause.PAIR_REFUSED,
+    ExitCause.CANNOT_START,
     ExitCause.DOES_NOT_FIT,
 }
 MANY = RestartConfig(max_deaths=1000)
