@@ -203,7 +203,8 @@ async def _embed(instance: Instance, texts: tuple[str, ...]) -> bytes:
     except EngineError as error:
         if error.status != 501:
             raise
-        mend = f'{instance.plan.name} does not embed; set embedding = "on" in its file'
+        name = instance.plan.name
+        mend = f'{name} does not support embeddings; set embedding = "on" in its file'
         raise EngineError(mend, status=501) from error
 
 

@@ -86,7 +86,9 @@ def test_embed_of_a_model_that_does_not_says_the_key_that_mends_it(kvsup: Runnin
     answer = kvsup.client.post("/api/embed", json={"model": "smollm2", "input": "x"})
 
     assert answer.status_code == 501
-    assert answer.json() == {"error": 'smollm2 does not embed; set embedding = "on" in its file'}
+    assert answer.json() == {
+        "error": 'smollm2 does not support embeddings; set embedding = "on" in its file'
+    }
 
 
 def test_sighup_with_a_bad_edit_of_any_kind_changes_nothing(kvsup: RunningKvsup) -> None:
