@@ -156,6 +156,7 @@ def run(configuration: Configuration, environ: Mapping[str, str]) -> None:
         listener = bind(host)
         url = paths.url_of(*listener.getsockname()[:2])
         address = paths.address_file(configuration.state_dir)
+        address.unlink(missing_ok=True)  # one that was killed leaves its own
 
         def listening() -> None:
             address.write_text(url, "utf-8")
