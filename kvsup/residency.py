@@ -119,8 +119,9 @@ def _fits(size_bytes: int, staying: Sequence[Resident], budget: Budget) -> bool:
 def _explain(size_bytes: int, others: Sequence[Resident], budget: Budget) -> str:
     pinned_bytes = sum(r.size_bytes for r in others if r.is_pinned)
     limit = "no limit" if budget.memory_bytes is None else format_bytes(budget.memory_bytes)
+    models = "" if budget.max_loaded is None else f" for at most {budget.max_loaded} models"
     return (
         f"needs {format_bytes(size_bytes)} beside {format_bytes(pinned_bytes)} of pinned models,"
-        f" the memory budget is {limit} for at most {budget.max_loaded or 'any number of'} models;"
+        f" the memory budget is {limit}{models};"
         " raise memory or max_loaded_models, unpin a model, or choose smaller KV types or num_ctx"
     )
