@@ -99,12 +99,9 @@ class _Passed:
 
     def __init__(self, response: Response, mended: PassAnswer | None) -> None:
         fields = dict(response.headers)
-        self.content_type = fields.get(b"content-type", JSON)
-        folded = mended is not None and mended.content_type is not None
-        if mended is not None and mended.content_type is not None:
-            self.content_type = mended.content_type
-        is_stream = not folded and self.content_type.startswith(SSE)
-        self.headers = _SSE_HEADERS if is_stream else ()
+        of_mended = mended.content_type if mended else None
+        self.content_type = of_mended or fields.get(b"content-type", JSON)
+        self.headers = _SSE_HEADERS if self.content_type.startswith(SSE) else ()
         self.feed: Callable[[bytes], bytes] = mended.feed if mended else bytes
         self._mended = mended
 
