@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from kvsup.kvtypes import F16, KVPair
+from kvsup.kvtypes import F16, FlashAttention, KVPair
 
 Kind = Literal["duration", "size", "pair"]
 
@@ -24,7 +24,6 @@ def _doc(description: str) -> Meta:
     return Meta(description=description)
 
 
-FlashAttention = Literal["auto", "on", "off"]
 Switch = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(ge=1)]
 NumCtx = Annotated[int, Meta(ge=4)]

@@ -8,8 +8,7 @@ and a head size that the block does not divide, it answers NaN or nonsense with 
 from dataclasses import dataclass
 from itertools import product
 
-from kvsup.kvtypes import STOCK_TYPES, KVPair, KVType
-from kvsup.memory import FlashAttention
+from kvsup.kvtypes import STOCK_TYPES, FlashAttention, KVPair, KVType
 from kvsup.modelshape import ModelShape
 
 _UNKNOWN_BITS = 8.0

@@ -9,6 +9,10 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
+
+FlashAttention = Literal["auto", "on", "off"]
+"""How flash attention is asked for; whether it is on decides which pairs can work."""
 
 STOCK_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """The names that stock llama-server takes, from most to least bits."""

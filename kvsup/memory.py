@@ -23,12 +23,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from kvsup.kvtypes import F16, KVPair, KVType
+from kvsup.kvtypes import F16, FlashAttention, KVPair, KVType
 from kvsup.modelshape import Layer, ModelShape, shape_of
 
 __all__ = ["Cache", "Estimate", "Launch", "Layer", "ModelShape", "estimate", "shape_of"]
 
-FlashAttention = Literal["auto", "on", "off"]
 CacheKind = Literal["full", "window"]
 
 _CELL_MULTIPLE = 256

@@ -15,11 +15,6 @@ def encode(value: object) -> bytes:
     return escape(_encode(value))
 
 
-def encode_line(value: object) -> bytes:
-    """Return ``value`` as one line of a stream, with its newline."""
-    return encode(value) + b"\n"
-
-
 def escape(text: bytes) -> bytes:
     r"""Return JSON text with ``<``, ``>``, ``&`` and Unicode's line ends as ``\u`` escapes.
 

@@ -6,8 +6,7 @@ from itertools import product
 import pytest
 
 from kvsup.kvrules import nearest_pair, violation
-from kvsup.kvtypes import STOCK_TYPES, KVPair, KVType, parse_kv_pair
-from kvsup.memory import FlashAttention
+from kvsup.kvtypes import STOCK_TYPES, FlashAttention, KVPair, KVType, parse_kv_pair
 from kvsup.modelshape import Layer, ModelShape
 
 

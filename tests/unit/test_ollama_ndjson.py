@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvsup.ollama.ndjson import encode, encode_line, rfc3339
+from kvsup.ollama.ndjson import encode, rfc3339
 
 
 def test_encode_special_characters_are_escaped() -> None:
@@ -12,7 +12,6 @@ def test_encode_special_characters_are_escaped() -> None:
     assert encode(value) == (
         b'{"a":[1,null],"b":"\\u003c\\u0026\\u003e\\u2028\\u2029\\u0085\xc3\xa9"}'
     )
-    assert encode_line(value) == encode(value) + b"\n"
 
 
 @pytest.mark.parametrize(
