@@ -83,7 +83,6 @@ class EngineError(KvsupError):
     """A llama-server answered a request with an error, before or in the middle of a stream."""
 
     def __init__(self, message: str, *, status: int = 500, body: bytes | None = None) -> None:
-        self.message = message
         self.status = status
         self.body = body
         """The answer as it came, where it was a whole one."""

@@ -57,8 +57,7 @@ class Exchange:
 
     async def fail(self, error: KvsupError, shape: ErrorShape) -> None:
         """Tell the client what went wrong: as a status, or as the last event of a stream."""
-        text = error.message if isinstance(error, EngineError) else str(error)
-        body = shape.body(text, status_of(error))
+        body = shape.body(str(error), status_of(error))
         if self.is_started:
             await self.end(shape.last_event(body))
         elif isinstance(error, EngineError) and error.body and shape is not OLLAMA:

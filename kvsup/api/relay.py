@@ -1,13 +1,15 @@
 """The one loop from a llama-server's answer to the client's, for every API."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 from kvsup.api.exchange import Exchange, Header
 from kvsup.errors import EngineError, UpstreamError
 from kvsup.llama.wire import error_message
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.upstream import Response, Upstream
+
+T = TypeVar("T")
 
 
 class Answer(Protocol):
@@ -41,30 +43,42 @@ async def relay(
         UpstreamError: it broke off.
         InstanceError: it does not come up.
     """
-    upstream = await instance.ready()
-    try:
-        await _attempt(exchange, upstream, path, body, make_answer)
-    except UpstreamError:
-        if exchange.is_started:
-            raise
-        upstream = await instance.ready(after=upstream)
-        await _attempt(exchange, upstream, path, body, make_answer)
+    await _replayed(
+        instance,
+        lambda upstream: _attempt(exchange, upstream, path, body, make_answer),
+        may_repeat=lambda: not exchange.is_started,
+    )
 
 
 async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
-    """Post ``body`` to the leased ``instance`` and return its whole answer; raises as ``relay``.
+    """Post ``body`` to the leased ``instance`` and return its whole answer.
 
-    Posted once more if the process dies under it, as in ``relay``.
+    Repeated and raising as ``relay``.
     """
-    upstream = await instance.ready()
-    try:
-        status, answer = await upstream.fetch("POST", path, body=body)
-    except UpstreamError:
-        upstream = await instance.ready(after=upstream)
-        status, answer = await upstream.fetch("POST", path, body=body)
+    status, answer = await _replayed(
+        instance,
+        lambda upstream: upstream.fetch("POST", path, body=body),
+        may_repeat=lambda: True,
+    )
     if status >= 400:
         raise EngineError(error_message(answer), status=status, body=answer)
     return answer
+
+
+async def _replayed(
+    instance: Instance,
+    attempt: Callable[[Upstream], Awaitable[T]],
+    *,
+    may_repeat: Callable[[], bool],
+) -> T:
+    """Return what ``attempt`` does; if the process dies under it, try once on its successor."""
+    upstream = await instance.ready()
+    try:
+        return await attempt(upstream)
+    except UpstreamError:
+        if not may_repeat():
+            raise
+        return await attempt(await instance.ready(after=upstream))
 
 
 async def _attempt(

@@ -39,7 +39,7 @@ def _binary() -> Iterator[Finding]:
         yield "llama-server", False, "none found; run kvsup setup"
         return
     try:
-        binary = probe(path, state=paths.state_dir(None), environment=dict(os.environ))
+        binary = probe(path, state=paths.state_dir(None), inherited=os.environ)
     except ValueError as error:
         yield "llama-server", False, str(error)
         return

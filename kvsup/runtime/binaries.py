@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from kvsup.llama.argv import build_environment
 from kvsup.llama.binary import Binary, parse_binary
 
 _TIMEOUT_S = 20.0
@@ -21,11 +22,11 @@ def default_binary(cache: Path) -> str | None:
     return str(fetched) if os.access(fetched, os.X_OK) else shutil.which("llama-server")
 
 
-def probe(path: str, *, state: Path, environment: Mapping[str, str]) -> Binary:
+def probe(path: str, *, state: Path, inherited: Mapping[str, str]) -> Binary:
     """Return what the binary at ``path`` is and takes.
 
     Asked by ``--help``, ``--version`` and ``--list-devices``; remembered below ``state`` until the
-    file changes.
+    file changes. It runs in an environment as its serving process has it, made of ``inherited``.
 
     Raises:
         ValueError: there is no such program, or it is no llama-server; the message says the mend.
@@ -37,6 +38,7 @@ def probe(path: str, *, state: Path, environment: Mapping[str, str]) -> Binary:
         return msgspec.json.decode(kept.read_bytes(), type=Binary)
     except (OSError, msgspec.DecodeError):
         pass
+    environment = build_environment(inherited, {}, config_home="/nonexistent")
     binary = parse_binary(
         path,
         help_text=_output(path, "--help", environment),

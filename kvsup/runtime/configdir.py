@@ -15,7 +15,6 @@ from kvsup.config import HostConfig, ModelConfig
 from kvsup.decode import Source, decode_host, decode_models, variant_name
 from kvsup.environment import read_environment
 from kvsup.errors import ConfigError, Problem
-from kvsup.llama.argv import build_environment
 from kvsup.llama.binary import Binary
 from kvsup.ollama.access import OriginRules
 from kvsup.plan import Plan, make_plan
@@ -51,7 +50,8 @@ def read_configuration(folder: Path, environ: Mapping[str, str]) -> Configuratio
     state = paths.state_dir(host.state_dir)
     run = paths.run_dir(state)
     plans = [reading.plan(model, source, state, run) for model, source in reading.models()]
-    reading.raise_problems()
+    if error := reading.error():
+        raise error
     return Configuration(folder, host, tuple(plan for plan in plans if plan), state, run)
 
 
@@ -62,11 +62,7 @@ def read_host(folder: Path, environ: Mapping[str, str]) -> tuple[HostConfig, Con
     """
     reading = _Reading(folder, environ, only=paths.HOST_FILE)
     host = reading.host()
-    try:
-        reading.raise_problems()
-    except ConfigError as error:
-        return host, error
-    return host, None
+    return host, reading.error()
 
 
 @dataclass(slots=True)
@@ -90,11 +86,12 @@ class _Reading:
         self._host_file = sources.pop(self.folder / paths.HOST_FILE, None)
         self._model_files = list(sources.items())
 
-    def raise_problems(self) -> None:
-        """Raise what was found, by file and line."""
-        if self._problems:
-            order = sorted(self._problems, key=lambda p: (p.source, p.line or 0))
-            raise ConfigError(tuple(dict.fromkeys(order)))
+    def error(self) -> ConfigError | None:
+        """Return what was found, by file and line; None if all is well."""
+        if not self._problems:
+            return None
+        order = sorted(self._problems, key=lambda p: (p.source, p.line or 0))
+        return ConfigError(tuple(dict.fromkeys(order)))
 
     def host(self) -> HostConfig:
         """Return the host's settings, with paths made absolute."""
@@ -166,8 +163,7 @@ class _Reading:
         """Return the binary at ``path``, asked once in this reading, or what is wrong with it."""
         if path not in self._binaries:
             try:
-                environment = build_environment(self.environ, {}, config_home="/nonexistent")
-                self._binaries[path] = probe(path, state=state, environment=environment)
+                self._binaries[path] = probe(path, state=state, inherited=self.environ)
             except ValueError as error:
                 self._binaries[path] = str(error)
         return self._binaries[path]

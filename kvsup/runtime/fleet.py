@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from kvsup import events
 from kvsup.config import HostConfig
-from kvsup.errors import CapacityError, InstanceFailed, KvsupError, ModelNotFound, QueueFull
+from kvsup.errors import CapacityError, KvsupError, ModelNotFound, QueueFull
 from kvsup.ollama.names import lookup_keys
 from kvsup.plan import Plan
 from kvsup.residency import (
@@ -178,9 +178,10 @@ class Fleet:
             while not (self._is_closing and not self._resident):
                 now_s = time.monotonic()
                 residents = self._residents()
-                for key in idle_due(residents, now_s=now_s):
+                idle = idle_due(residents, now_s=now_s)
+                for key in idle:
                     self._resident[key].stop("idle")
-                due_s = next_due_s(self._residents())
+                due_s = next_due_s([r for r in residents if r.key not in idle])
                 with anyio.move_on_after(due_s - now_s):
                     await self._news.wait()
             self._tasks.cancel_scope.cancel()
@@ -219,10 +220,7 @@ class Fleet:
     def _refusal(self, ticket: _Ticket) -> KvsupError | None:
         if self._is_closing:
             return CapacityError("kvsup is shutting down")
-        failure = ticket.instance.failure
-        if failure is not None:
-            return InstanceFailed(f"llama-server process has terminated: {failure}")
-        return None
+        return ticket.instance.failure_error
 
     def _grant_if_open(self, ticket: _Ticket) -> None:
         """Grant a slot of a resident instance, unless it leaves, is full, or is the one before."""
@@ -261,8 +259,7 @@ class Fleet:
             await instance.run()
         finally:
             del self._resident[instance.key]
-            self._wake()
-            self._schedule()
+            self._changed()
 
     def _grant(self, ticket: _Ticket) -> None:
         self._queue.remove(ticket)
@@ -287,8 +284,7 @@ class Fleet:
             ticket.instance.busy_slots -= ticket.slots
             ticket.instance.last_used_s = time.monotonic()
             ticket.instance.notify()
-        self._wake()
-        self._schedule()
+        self._changed()
 
     def _budget(self) -> Budget:
         """Return the limit: as configured, or what is free now and what residents hold already."""
@@ -325,7 +321,7 @@ class Fleet:
         for plan in plans:
             instance = next((i for i in old.values() if _serves(i, plan)), None)
             if instance is None:
-                instance = Instance(plan, emit=self._emit, on_change=self._instance_changed)
+                instance = Instance(plan, emit=self._emit, on_change=self._changed)
             else:
                 if plan.model.keep_alive_s != instance.plan.model.keep_alive_s:
                     instance.keep_alive_s = plan.model.keep_alive_s
@@ -341,7 +337,8 @@ class Fleet:
         except ModelNotFound as error:
             self._refuse(ticket, error)
 
-    def _instance_changed(self) -> None:
+    def _changed(self) -> None:
+        """Look at everything again: who may be granted, and when someone is next idle."""
         self._wake()
         self._schedule()
 

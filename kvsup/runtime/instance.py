@@ -99,6 +99,13 @@ class Instance:
         return self._stop_why is not None
 
     @property
+    def failure_error(self) -> InstanceFailed | None:
+        """What a client is told while it has given up, in Ollama's words; None otherwise."""
+        if self.failure is None:
+            return None
+        return InstanceFailed(f"llama-server process has terminated: {self.failure}")
+
+    @property
     def size_bytes(self) -> int:
         """Return the memory it holds: as measured in its last load, else as estimated."""
         return self.measured.total_bytes or self.plan.size_bytes
@@ -154,8 +161,8 @@ class Instance:
         while True:
             if self._upstream is not None:
                 return self._upstream
-            if self.failure is not None:
-                raise InstanceFailed(f"llama-server process has terminated: {self.failure}")
+            if error := self.failure_error:
+                raise error
             if self.is_leaving and self.state in {State.STOPPING, State.STOPPED}:
                 raise InstanceError(f"{self.plan.name} was stopped: {self._stop_why}")
             await self._news.wait()

@@ -100,7 +100,7 @@ def server(
 
 async def test_probe_learns_the_same_kv_types_and_flags(server: Server, tmp_path: Path) -> None:
     """--help, --version and --list-devices are answered with exit code 0."""
-    binary = probe(server.program, state=tmp_path, environment=dict(os.environ))
+    binary = probe(server.program, state=tmp_path, inherited=os.environ)
 
     assert binary.build == 11434
     assert set(binary.kv_types) == {
