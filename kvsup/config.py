@@ -91,6 +91,13 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     threads: Annotated[Positive | None, Meta(description="CPU threads; absent: one per core.")] = (
         None
     )
+    main_gpu: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="The one GPU to use; absent: all of them."),
+    ] = None
+    use_mmap: Annotated[
+        bool | None, Meta(description="Map the file instead of reading it; absent: as it suits.")
+    ] = None
     batch_size: Annotated[
         Positive | None, _doc("Prompt tokens a step; absent: 512, on a CPU 64.")
     ] = None
@@ -109,6 +116,13 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     options: Annotated[
         dict[str, OptionValue], _doc("Ollama options that requests start from, e.g. temperature.")
     ] = field(default_factory=dict)
+    on_bigger_request: Annotated[
+        Literal["reload", "clamp", "refuse"],
+        _doc("A request asks for more context, batch, threads or GPU layers than there are."),
+    ] = "reload"
+    allow_request_kv: Annotated[
+        bool, _doc("Let a request choose its KV cache types (options.kv_cache_type).")
+    ] = True
     extra_args: Annotated[
         tuple[str, ...], _doc("More llama-server arguments, one string each.")
     ] = ()
@@ -145,6 +159,9 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     origins: Annotated[
         tuple[str, ...], _doc("Web origins allowed beside the local ones, as OLLAMA_ORIGINS.")
     ] = ()
+    api_keys: Annotated[
+        str | None, _doc("File of API keys, mode 0600; absent: no key is asked for.")
+    ] = None
     max_body_bytes: Annotated[int, _kind("size", "Largest request body.")] = field(
         default=100 << 20, name="max_body"
     )

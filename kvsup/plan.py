@@ -6,12 +6,12 @@ what was read from disk comes in.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from kvsup.config import ModelConfig, canonical
-from kvsup.gguf import Metadata
+from kvsup.gguf import Metadata, Tensor
 from kvsup.llama.argv import EMPTY_CONFIG_DIR, build_argv, build_environment
 from kvsup.llama.binary import Binary
 from kvsup.memory import Estimate, Launch, estimate
@@ -39,6 +39,14 @@ class ModelFile:
     modified_ns: int
     stamp: str
     """Changes when a file is replaced or written, the chat template's included."""
+    template: str | None = None
+    """The Jinja chat template in force: the file that the TOML names, else the GGUF's own."""
+    projector: Metadata | None = None
+    """Header of the projector for images or audio."""
+    tensors: tuple[Tensor, ...] = ()
+    """Those of all parts."""
+    has_fim_tokens: bool = False
+    """Whether the vocabulary has tokens to fill in a middle with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +54,18 @@ class Plan:
     """One model, decided in full."""
 
     model: ModelConfig
+    """With every number decided."""
+    configured: ModelConfig
+    """As it was configured, with what was left open."""
     binary: Binary
     file: ModelFile
     argv: tuple[str, ...]
     environment: Mapping[str, str]
+    run_dir: str
     socket: str
     estimate: Estimate
-    is_embedding_model: bool
+    pooling: int | None
+    """The GGUF's ``pooling_type``; only models that embed or rerank have one."""
     identity: str
     """Equal for two plans that the same process could serve."""
     digest: str
@@ -70,6 +83,18 @@ class Plan:
     def size_bytes(self) -> int:
         """Return the memory that is set aside for it before it has been measured."""
         return self.estimate.total_bytes + ALLOWANCE_BYTES
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """Return the context that the model was trained for, where its header says so."""
+        return self.file.metadata.integer(f"{self.file.metadata.architecture}.context_length")
+
+    def configured_as(self, configured: ModelConfig) -> "Plan":
+        """Return the plan of the same catalogue entry under other settings, with its digest."""
+        plan = _decide(
+            configured, self.binary, self.file, environment=self.environment, run_dir=self.run_dir
+        )
+        return replace(plan, digest=self.digest)
 
 
 def make_plan(
@@ -91,26 +116,38 @@ def make_plan(
         inherited: the environment of kvsup.
         run_dir: private folder for sockets; short, since a socket's path has 107 bytes at most.
     """
+    config_home = f"{run_dir}/{EMPTY_CONFIG_DIR}"
+    environment = build_environment(inherited, model.env, config_home=config_home)
+    return _decide(model, binary, file, environment=environment, run_dir=run_dir)
+
+
+def _decide(
+    configured: ModelConfig,
+    binary: Binary,
+    file: ModelFile,
+    *,
+    environment: Mapping[str, str],
+    run_dir: str,
+) -> Plan:
     architecture = file.metadata.architecture
-    is_embedding_model = file.metadata.integer(f"{architecture}.pooling_type") is not None
+    pooling = file.metadata.integer(f"{architecture}.pooling_type")
     model, notes = _settled(
-        model,
+        configured,
         trained_tokens=file.metadata.integer(f"{architecture}.context_length"),
         is_on_cpu=not binary.devices,
-        embeds=is_embedding_model or model.embedding == "on",
+        embeds=pooling is not None or configured.embedding == "on",
     )
-    environment = build_environment(
-        inherited, model.env, config_home=f"{run_dir}/{EMPTY_CONFIG_DIR}"
-    )
-    bare = build_argv(binary, model, socket="", is_embedding_model=is_embedding_model)
+    bare = build_argv(binary, model, socket="", pooling=pooling)
     identity = _digest(*bare, *(f"{k}={v}" for k, v in sorted(model.env.items())), file.stamp)
     socket = f"{run_dir}/{identity[:16]}.sock"
     return Plan(
         model=model,
+        configured=configured,
         binary=binary,
         file=file,
-        argv=build_argv(binary, model, socket=socket, is_embedding_model=is_embedding_model),
+        argv=build_argv(binary, model, socket=socket, pooling=pooling),
         environment=environment,
+        run_dir=run_dir,
         socket=socket,
         estimate=estimate(
             file.shape,
@@ -118,7 +155,7 @@ def make_plan(
             launch_of(model),
             weights_bytes=file.size_bytes,
         ),
-        is_embedding_model=is_embedding_model,
+        pooling=pooling,
         identity=identity,
         notes=notes,
         digest=_digest(msgspec.json.encode(canonical(model)).decode(), file.stamp),

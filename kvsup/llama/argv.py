@@ -16,13 +16,17 @@ from kvsup.llama.binary import Binary
 NOT_ARGUMENTS = frozenset(
     {
         "aliases", "keep_alive_s", "system", "options", "env", "llama_server", "preload", "pin",
-        "load_timeout_s", "stop_timeout_s", "restart", "source",
+        "load_timeout_s", "stop_timeout_s", "restart", "source", "on_bigger_request",
+        "allow_request_kv",
     }
 )  # fmt: skip
 """Fields of ``ModelConfig`` that are kvsup's own business."""
 
 EMPTY_CONFIG_DIR = "none"
 """Name of the empty folder, beside the sockets, where children look for configuration."""
+
+POOLING_RANK = 4
+"""``pooling_type`` of a model that scores documents (enum llama_pooling_type, llama.h, b11434)."""
 
 _FLAG = re.compile(r"--?[A-Za-z][\w-]*")
 
@@ -36,7 +40,10 @@ _OWNED: dict[str, str] = {  # flag: what to write instead
     "-ctv": "kv_cache_type", "--cache-type-v": "kv_cache_type",
     "-fa": "flash_attention", "--flash-attn": "flash_attention",
     "-ngl": "gpu_layers", "--gpu-layers": "gpu_layers", "--n-gpu-layers": "gpu_layers",
-    "-t": "threads", "--threads": "threads", "-b": "batch_size", "--batch-size": "batch_size",
+    "-t": "threads", "--threads": "threads",
+    "-mg": "main_gpu", "--main-gpu": "main_gpu",
+    "-lm": "use_mmap", "--load-mode": "use_mmap", "--mmap": "use_mmap", "--no-mmap": "use_mmap",
+    "-b": "batch_size", "--batch-size": "batch_size",
     "-ub": "ubatch_size", "--ubatch-size": "ubatch_size",
     "-cram": "prompt_cache", "--cache-ram": "prompt_cache",
     "--chat-template-file": "template", "-rea": "reasoning", "--reasoning": "reasoning",
@@ -71,15 +78,16 @@ _INHERITED = (
 
 
 def build_argv(
-    binary: Binary, model: ModelConfig, *, socket: str, is_embedding_model: bool
+    binary: Binary, model: ModelConfig, *, socket: str, pooling: int | None
 ) -> tuple[str, ...]:
     """Return the exact command line that serves ``model`` on the UNIX socket ``socket``.
 
     ``-c`` is the total over all slots, so it is ``num_ctx`` times ``num_parallel``; ``-np`` and the
     unified switch are always given, since without ``-np`` llama-server takes four slots over one
-    pool (b11434). Verbosity 4 is the first at which buffer sizes are logged.
+    pool (b11434). Verbosity 4 is the first at which buffer sizes are logged. ``pooling`` is the
+    GGUF's ``pooling_type``, None where it has none.
     """
-    embedding = _embedding(model, is_embedding_model=is_embedding_model)
+    embedding = _embedding(model, pooling)
     return (binary.path, *_arguments(binary, model, socket), *embedding, *model.extra_args)
 
 
@@ -102,6 +110,10 @@ def _arguments(binary: Binary, model: ModelConfig, socket: str) -> Iterator[str]
         yield from ("--mmproj", model.mmproj)
     if model.gpu_layers is not None:
         yield from ("--gpu-layers", str(model.gpu_layers))
+    if model.main_gpu is not None:
+        yield from ("--split-mode", "none", "--main-gpu", str(model.main_gpu))
+    if model.use_mmap is not None:
+        yield from ("--load-mode", "mmap" if model.use_mmap else "none")
     if model.threads is not None:
         yield from ("--threads", str(model.threads))
     yield "--jinja"
@@ -113,12 +125,12 @@ def _arguments(binary: Binary, model: ModelConfig, socket: str) -> Iterator[str]
     yield from _where_known(binary, model)
 
 
-def _embedding(model: ModelConfig, *, is_embedding_model: bool) -> Iterator[str]:
-    """Yield what makes it serve embeddings; a chat model serves both with a pooling of its own."""
-    if model.embedding == "on" and not is_embedding_model:
+def _embedding(model: ModelConfig, pooling: int | None) -> Iterator[str]:
+    """Yield what makes it serve vectors; a chat model serves both with a pooling of its own."""
+    if model.embedding == "on" and pooling is None:
         yield from ("--embedding", "--pooling", "mean")
-    elif model.embedding != "off" and is_embedding_model:
-        yield "--embedding"
+    elif model.embedding != "off" and pooling is not None:
+        yield "--rerank" if pooling == POOLING_RANK else "--embedding"
 
 
 def _where_known(binary: Binary, model: ModelConfig) -> Iterator[str]:
@@ -151,10 +163,10 @@ def owned_arguments(extra_args: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def unknown_arguments(extra_args: Sequence[str], binary: Binary) -> Iterator[str]:
-    """Yield each flag of ``extra_args`` that ``binary`` does not list in its ``--help``."""
+    """Yield each flag that ``binary`` does not list in its ``--help``, but for kvsup's own."""
     for argument in extra_args:
         flag = _flag(argument)
-        if _FLAG.fullmatch(flag) and flag not in binary.flags:
+        if _FLAG.fullmatch(flag) and flag not in binary.flags and flag not in _OWNED:
             yield flag
 
 

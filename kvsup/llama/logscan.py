@@ -38,6 +38,10 @@ _CAUSES: tuple[tuple[str, ExitCause], ...] = (
 )
 
 
+ROUNDING_BYTES = (1 << 20) // 200 + 1
+"""How far a size in the log may be from the true one: it is told in MiB with two decimals."""
+
+
 @dataclass(frozen=True, slots=True)
 class KVCacheSize:
     """One cache as llama-server allocated it; ``cells`` are per stream."""

@@ -4,13 +4,13 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kvsup.errors import RequestError
 
 _FLOAT32_MAX = 3.4e38
 
-Kind = Literal["integer", "float32", "boolean", "array"]
+Kind = Literal["integer", "float32", "boolean", "array", "string"]
 
 
 class OptionTypeError(RequestError):
@@ -47,14 +47,15 @@ OPTIONS: Mapping[str, Option] = {
     "num_ctx": Option("integer", key="num_ctx"),
     "num_batch": Option("integer", key="batch_size"),
     "num_gpu": Option("integer", key="gpu_layers"),
-    "main_gpu": Option("integer", key="extra_args"),
-    "use_mmap": Option("boolean", key="extra_args"),
+    "main_gpu": Option("integer", key="main_gpu"),
+    "use_mmap": Option("boolean", key="use_mmap"),
     "num_thread": Option("integer", key="threads"),
     "draft_num_predict": Option("integer", key="extra_args"),
+    "kv_cache_type": Option("string", key="kv_cache_type"),  # kvsup's own: Ollama has none
 }
 
 LOAD_TIME_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.field is None)
-"""Options that llama-server takes as arguments: a request cannot change them."""
+"""Options that llama-server takes as arguments; ``kvsup/fitting.py`` says what becomes of them."""
 
 
 def sampling_fields(*layers: Mapping[str, object], num_ctx: int) -> dict[str, object]:
@@ -70,9 +71,8 @@ def sampling_fields(*layers: Mapping[str, object], num_ctx: int) -> dict[str, ob
         name: option.default for name, option in OPTIONS.items() if option.default is not None
     }
     for layer in layers:
-        for name, value in layer.items():
-            if name in OPTIONS and value is not None:
-                merged[name] = _typed(name, value)
+        merged.update(checked(layer))
+    merged = _resolved(merged, num_ctx)
     limit = 10 * num_ctx
     n_predict = merged["num_predict"]
     if not isinstance(n_predict, int) or not 0 <= n_predict <= limit:
@@ -81,6 +81,41 @@ def sampling_fields(*layers: Mapping[str, object], num_ctx: int) -> dict[str, ob
         del merged["num_keep"]
     return {
         field: value for name, value in merged.items() if (field := OPTIONS[name].field) is not None
+    }
+
+
+def checked(options: Mapping[str, object]) -> dict[str, object]:
+    """Return those of ``options`` that Ollama knows, in their types.
+
+    Raises:
+        OptionTypeError: an option has the wrong type.
+    """
+    return {
+        name: _typed(name, value)
+        for name, value in options.items()
+        if value is not None and name in OPTIONS
+    }
+
+
+def given_fields(options: Mapping[str, object], *, num_ctx: int) -> dict[str, object]:
+    """Return llama-server's request fields for the sampling options among ``options``.
+
+    As ``sampling_fields``, but without Ollama's defaults and without a bound for ``num_predict``.
+    """
+    given = _resolved(checked(options), num_ctx)
+    return {field: given[name] for name in given if (field := OPTIONS[name].field) is not None}
+
+
+def load_time_options(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the load-time options among ``options``, in their types.
+
+    Raises:
+        OptionTypeError: an option has the wrong type.
+    """
+    return {
+        name: _typed(name, options[name])
+        for name in LOAD_TIME_OPTIONS & options.keys()
+        if options[name] is not None
     }
 
 
@@ -104,6 +139,13 @@ def check_options(options: Mapping[str, object]) -> dict[str, str]:
     return problems
 
 
+def _resolved(options: dict[str, object], num_ctx: int) -> dict[str, object]:
+    """Give -1 for the whole context as a number, since llama-server refuses it (b11434)."""
+    if options.get("repeat_last_n") == -1:
+        return {**options, "repeat_last_n": num_ctx}
+    return options
+
+
 def _unknown_text(name: str) -> str:
     near = difflib.get_close_matches(name, OPTIONS.keys() - LOAD_TIME_OPTIONS, n=1)
     if near:
@@ -122,10 +164,12 @@ def _typed(name: str, value: object) -> object:
         if not all(isinstance(item, str) for item in value):
             raise OptionTypeError(f"option {quoted} must be of an array of strings")
         return value
-    if kind == "boolean" and isinstance(value, bool):
+    if (kind == "boolean" and isinstance(value, bool)) or (
+        kind == "string" and isinstance(value, str)
+    ):
         return value
     if (
-        kind == "boolean"
+        kind in {"boolean", "string"}
         or isinstance(value, bool)
         or not isinstance(value, (int, float))
         or not abs(value) <= _FLOAT32_MAX

@@ -5,19 +5,22 @@ code is alone. What takes time (stop, start) is done by the instances' own tasks
 ``_schedule`` again.
 """
 
+import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from kvsup import events
 from kvsup.config import HostConfig
-from kvsup.errors import CapacityError, KvsupError, ModelNotFound, QueueFull
-from kvsup.ollama.names import lookup_keys
+from kvsup.errors import CapacityError, KvsupError, QueueFull
+from kvsup.fitting import NOTHING, Asked
+from kvsup.lifecycle import State
 from kvsup.plan import Plan
 from kvsup.residency import (
     MIN_RESIDENCE_S,
@@ -32,12 +35,15 @@ from kvsup.residency import (
 )
 from kvsup.runtime.host import memory_available_bytes
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.roster import Roster, is_of
 
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
     """One request's place: in the queue until it is granted or refused."""
 
+    name: str
+    asked: Asked
     instance: Instance
     slots: int
     keep_alive_s: float | None
@@ -54,14 +60,12 @@ class Fleet:
     ) -> None:
         self._host = host
         self._emit = emit
-        self._catalogue: dict[str, Instance] = {}
-        self._names: dict[str, str] = {}
+        self._roster = Roster(plans, make=partial(Instance, emit=emit, on_change=self._changed))
         self._resident: dict[str, Instance] = {}
         self._queue: list[_Ticket] = []
         self._tasks: TaskGroup | None = None
         self._news = anyio.Event()
         self._is_closing = False
-        self._replace_catalogue(plans)
 
     # What the API asks.
 
@@ -72,7 +76,7 @@ class Fleet:
 
     def plans(self) -> list[Plan]:
         """Return the plan of every model, in the order of the configuration."""
-        return [instance.plan for instance in self._catalogue.values()]
+        return self._roster.plans()
 
     def instance(self, name: str) -> Instance:
         """Return the instance that serves ``name``, an alias of it, or it in another case.
@@ -80,40 +84,49 @@ class Fleet:
         Raises:
             ModelNotFound: nothing has this name.
         """
-        key = self._names.get(_spelling(name))
-        if key is None:
-            raise ModelNotFound(name)
-        return self._catalogue[key]
+        return self._roster.instance(name)
 
     def instances(self) -> list[Instance]:
-        """Return every instance of the catalogue, loaded or not."""
-        return list(self._catalogue.values())
+        """Return every instance, loaded or not, those that requests asked for included."""
+        return self._roster.instances()
 
     def loaded(self) -> list[Instance]:
         """Return those that hold memory, retired ones included."""
         return list(self._resident.values())
 
+    async def changed(self) -> None:
+        """Wait until something has changed: a state, a lease, the configuration."""
+        await self._news.wait()
+
     @asynccontextmanager
     async def lease(
-        self, name: str, *, keep_alive_s: float | None = None, slots: int = 1
+        self,
+        name: str,
+        *,
+        asked: Asked = NOTHING,
+        keep_alive_s: float | None = None,
+        slots: int = 1,
     ) -> AsyncIterator[Instance]:
-        """Yield the instance of ``name`` once it has ``slots`` free slots for the caller.
+        """Yield an instance of ``name`` once it has ``slots`` free slots for the caller.
 
         It may still be loading: await its ``ready``. While leased it is neither evicted nor
         unloaded. Leaving is synchronous, so a cancelled request cannot keep its place.
 
         Args:
             name: as the client wrote it.
+            asked: the load-time options of the request, which may choose another instance.
             keep_alive_s: what the request says; None leaves what the instance has.
             slots: 0 for calls that take none, such as ``/props``.
 
         Raises:
             ModelNotFound: nothing has this name.
+            RequestError: what it asks for cannot be had.
             QueueFull: ``max_queue`` requests wait already.
             CapacityError: it cannot fit.
             InstanceFailed: it has given up.
         """
-        ticket = _Ticket(self.instance(name), slots, keep_alive_s)
+        instance = self._roster.choose(name, asked, resident=self._resident)
+        ticket = _Ticket(name, asked, instance, slots, keep_alive_s)
         self._queue.append(ticket)
         try:
             self._schedule()
@@ -129,42 +142,39 @@ class Fleet:
         finally:
             self._release(ticket)
 
+    def load(self, name: str) -> None:
+        """Load ``name`` without waiting for it; a failure is told by an event.
+
+        Raises:
+            ModelNotFound: nothing has this name.
+        """
+        assert self._tasks is not None  # noqa: S101 - nothing is asked before run()
+        self._tasks.start_soon(self._load, self.instance(name).plan.name)
+
     def unload(self, name: str, why: str) -> bool:
-        """Ask the instance of ``name`` to stop once idle; return False if it is not loaded."""
-        instance = self.instance(name)
-        if self._resident.get(instance.key) is not instance:
-            return False
-        instance.stop(why)
-        return True
+        """Ask what is loaded of ``name`` to stop once idle; return False if nothing is."""
+        loaded = [i for i in self._roster.siblings(name) if self._resident.get(i.key) is i]
+        for instance in loaded:
+            instance.stop(why)
+        return bool(loaded)
 
     def reset(self, name: str) -> None:
         """End the FAILED state of ``name`` and forget its deaths."""
-        self.instance(name).reset()
+        for instance in self._roster.siblings(name):
+            instance.reset()
         self._schedule()
 
     def replace(self, plans: Iterable[Plan], host: HostConfig) -> None:
         """Take up a new configuration: only what changed is replaced, and only once it is idle."""
         self._host = host
-        before = {i.plan.name: (i, i.plan.digest) for i in self._catalogue.values()}
-        self._replace_catalogue(plans)
-        after = {i.plan.name: i for i in self._catalogue.values()}
-        for name, (old, _) in before.items():
-            if after.get(name) is old:
-                continue
+        changes = self._roster.replace(plans)
+        for old in changes.retired:
             old.is_retired = True
             if self._resident.get(old.key) is old:
-                old.stop("its configuration changed" if name in after else "it was removed")
-        changed = [
-            name
-            for name, new in after.items()
-            if name in before and before[name][1] != new.plan.digest
-        ]
-        added = [name for name in after if name not in before]
-        removed = [name for name in before if name not in after]
-        for ticket in list(self._queue):
-            self._follow(ticket)
-        self._emit(events.Reloaded(tuple(changed), tuple(added), tuple(removed)))
-        self._schedule()
+                is_gone = old.plan.name in changes.removed
+                old.stop("it was removed" if is_gone else "its configuration changed")
+        self._emit(events.Reloaded(changes.changed, changes.added, changes.removed))
+        self._changed()
 
     # What the composition root runs.
 
@@ -172,9 +182,9 @@ class Fleet:
         """Hold the instances' tasks and unload what is idle; ends when ``close`` is done."""
         async with anyio.create_task_group() as self._tasks:
             task_status.started()
-            for instance in self._catalogue.values():
-                if instance.plan.model.preload:
-                    self._tasks.start_soon(self._preload, instance.plan.name)
+            for plan in self.plans():
+                if plan.model.preload:
+                    self.load(plan.name)
             while not (self._is_closing and not self._resident):
                 now_s = time.monotonic()
                 residents = self._residents()
@@ -203,6 +213,7 @@ class Fleet:
         A request that needs other models gone claims them: they get no new request, once they
         have served for ``MIN_RESIDENCE_S``.
         """
+        self._stop_superseded()
         claimed: set[str] = set()
         waiting: set[str] = set()
         for ticket in list(self._queue):
@@ -214,12 +225,27 @@ class Fleet:
                 if ticket.instance.key not in claimed or not ticket.slots:
                     self._grant_if_open(ticket)
             elif ticket.instance.key not in waiting:
-                waiting.add(ticket.instance.key)
                 claimed |= self._admit(ticket)
+                if not ticket.settled.is_set():
+                    waiting.add(ticket.instance.key)
+
+    def _stop_superseded(self) -> None:
+        """Let the smaller ones of a model and pair go, once the last one started serves."""
+        loaded = [i for i in self._resident.values() if not i.is_leaving]
+        for place, instance in enumerate(loaded):
+            if any(i.state is State.READY and _supersedes(i, instance) for i in loaded[place:]):
+                instance.stop("a larger one serves")
 
     def _refusal(self, ticket: _Ticket) -> KvsupError | None:
+        """Point the ticket at what serves it now, or return why nothing will."""
         if self._is_closing:
             return CapacityError("kvsup is shutting down")
+        try:
+            ticket.instance = self._roster.choose(
+                ticket.name, ticket.asked, resident=self._resident
+            )
+        except KvsupError as error:
+            return error
         return ticket.instance.failure_error
 
     def _grant_if_open(self, ticket: _Ticket) -> None:
@@ -232,7 +258,11 @@ class Fleet:
     def _admit(self, ticket: _Ticket) -> set[str]:
         """Start the instance of ``ticket`` if it fits; return the keys that must become idle."""
         instance = ticket.instance
-        verdict = admit(instance.key, instance.size_bytes, self._residents(), self._budget())
+        residents = self._residents(superseded_by=instance)
+        budget = self._budget()
+        if any(_supersedes(instance, other) for other in self._resident.values()):
+            budget = replace(budget, is_estimated=False)  # alone it may try, in a place it may not
+        verdict = admit(instance.key, instance.size_bytes, residents, budget)
         match verdict:
             case Go(evict=()):
                 self._start(instance)
@@ -243,8 +273,8 @@ class Fleet:
             case Wait(blockers=blockers):
                 return {key for key in blockers if not self._is_protected(self._resident[key])}
             case Refuse(reason=reason):
-                for other in [t for t in self._queue if t.instance is instance]:
-                    self._refuse(other, CapacityError(f"{instance.plan.name} {reason}"))
+                self._refuse(ticket, CapacityError(f"{instance.plan.name} {reason}"))
+                self._roster.drop(instance)
         return set()
 
     def _start(self, instance: Instance) -> None:
@@ -300,71 +330,45 @@ class Fleet:
         """Say whether it was loaded so lately that what waits for it comes first."""
         return time.monotonic() - instance.serving_since_s < MIN_RESIDENCE_S
 
-    def _residents(self) -> list[Resident]:
+    def _residents(self, *, superseded_by: Instance | None = None) -> list[Resident]:
+        """Return what is loaded; what another one replaces is the first to make room for it."""
         waiting = Counter(ticket.instance.key for ticket in self._queue)
-        return [
-            Resident(
-                key=key,
-                size_bytes=instance.size_bytes,
-                leases=instance.leases + (waiting[key] if self._is_protected(instance) else 0),
-                last_used_s=instance.last_used_s,
-                idle_until_s=instance.idle_until_s,
-                is_pinned=instance.plan.model.pin and not instance.is_retired,
-                is_leaving=instance.is_leaving,
+        residents = []
+        for key, instance in self._resident.items():
+            leases = instance.leases + (waiting[key] if self._is_protected(instance) else 0)
+            is_last = superseded_by is not None and _supersedes(superseded_by, instance)
+            residents.append(
+                Resident(
+                    key=key,
+                    size_bytes=instance.size_bytes,
+                    leases=leases,
+                    last_used_s=-math.inf if is_last else instance.last_used_s,
+                    idle_until_s=instance.idle_until_s,
+                    is_pinned=instance.plan.model.pin and not instance.is_retired and not is_last,
+                    is_leaving=instance.is_leaving,
+                )
             )
-            for key, instance in self._resident.items()
-        ]
-
-    def _replace_catalogue(self, plans: Iterable[Plan]) -> None:
-        old: Mapping[str, Instance] = self._catalogue
-        self._catalogue, self._names = {}, {}
-        for plan in plans:
-            instance = next((i for i in old.values() if _serves(i, plan)), None)
-            if instance is None:
-                instance = Instance(plan, emit=self._emit, on_change=self._changed)
-            else:
-                if plan.model.keep_alive_s != instance.plan.model.keep_alive_s:
-                    instance.keep_alive_s = plan.model.keep_alive_s
-                instance.plan = plan
-            self._catalogue[instance.key] = instance
-            for name in (plan.name, *plan.model.aliases):
-                self._names[_spelling(name)] = instance.key
-
-    def _follow(self, ticket: _Ticket) -> None:
-        """Point a waiting ticket at what now serves its name."""
-        try:
-            ticket.instance = self.instance(ticket.instance.plan.name)
-        except ModelNotFound as error:
-            self._refuse(ticket, error)
+        return residents
 
     def _changed(self) -> None:
         """Look at everything again: who may be granted, and when someone is next idle."""
         self._wake()
+        waited_for = {ticket.instance.key for ticket in self._queue}
+        self._roster.forget(unless=waited_for | self._resident.keys())
         self._schedule()
 
     def _wake(self) -> None:
         news, self._news = self._news, anyio.Event()
         news.set()
 
-    async def _preload(self, name: str) -> None:
+    async def _load(self, name: str) -> None:
         try:
             async with self.lease(name, slots=0) as instance:
                 await instance.ready()
         except KvsupError as error:
-            self._emit(events.GaveUp(name, f"preload: {error}"))
+            self._emit(events.GaveUp(name, f"load: {error}"))
 
 
-def _serves(instance: Instance, plan: Plan) -> bool:
-    """Say whether ``instance`` can go on under ``plan``: what it runs is the same.
-
-    One that has given up goes on as it is unless its file was edited, wherever in it.
-    """
-    same = instance.plan.name == plan.name and instance.plan.identity == plan.identity
-    if instance.failure is not None:
-        same = same and instance.plan.digest == plan.digest
-    return same and not instance.is_retired
-
-
-def _spelling(name: str) -> str:
-    """Return the one spelling under which a name is kept: lower case, with its tag."""
-    return next(iter(lookup_keys(name)), "")
+def _supersedes(new: Instance, old: Instance) -> bool:
+    """Say whether ``new`` is the larger one of the same model and pair, as requests made it."""
+    return new is not old and is_of(old, new.plan.name, new.plan.model)

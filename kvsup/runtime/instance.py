@@ -8,7 +8,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,14 @@ import anyio
 
 from kvsup import events
 from kvsup.errors import ConfigError, InstanceError, InstanceFailed
+from kvsup.fitting import Asked, unmet
 from kvsup.lifecycle import ALIVE, Lifecycle, State
 from kvsup.llama.childmode import EXIT_LINE
+from kvsup.llama.logscan import ROUNDING_BYTES
 from kvsup.plan import Plan
-from kvsup.restart import Exit, ExitCause, GiveUp, decide, draw_jitter
+from kvsup.restart import Exit, ExitCause, GiveUp, Retry, decide, draw_jitter
 from kvsup.runtime import orphans
+from kvsup.runtime.host import n_processors
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.paths import make_run_dir
@@ -60,9 +63,16 @@ class Instance:
     """A plan, and the process that serves it while someone wants it."""
 
     def __init__(
-        self, plan: Plan, *, emit: Callable[[events.Event], None], on_change: Callable[[], None]
+        self,
+        plan: Plan,
+        *,
+        emit: Callable[[events.Event], None],
+        on_change: Callable[[], None],
+        is_trial: bool = False,
     ) -> None:
+        """Own what ``plan`` says; on trial it is given up if it dies before it ever served."""
         self.plan = plan
+        self._is_trial = is_trial
         self.leases = 0
         self.busy_slots = 0
         self.last_used_s = 0.0
@@ -111,6 +121,17 @@ class Instance:
         return self.measured.total_bytes or self.plan.size_bytes
 
     @property
+    def kv_bytes(self) -> tuple[int, int] | None:
+        """Bytes of K and of V as the log told, to the byte where that agrees with the estimate."""
+        measured, estimate = self.measured.kv_bytes, self.plan.estimate
+        if measured is None:
+            return None
+        estimated = (estimate.k_bytes, estimate.v_bytes)
+        rounding_bytes = len(self.measured.caches) * ROUNDING_BYTES
+        agree = all(abs(m - e) <= rounding_bytes for m, e in zip(measured, estimated, strict=True))
+        return estimated if agree else measured
+
+    @property
     def serving_since_s(self) -> float:
         """When it became ready; infinity while it is not."""
         return self._life.since_s if self.state is State.READY else math.inf
@@ -127,6 +148,13 @@ class Instance:
             return math.inf
         return max(self.last_used_s, self._life.since_s) + self.keep_alive_s
 
+    def unmet(self, asked: Asked) -> Iterator[str]:
+        """Yield in words each load-time option of a request that it is not served with."""
+        plan = self.plan
+        return unmet(
+            plan.model, asked, trained_tokens=plan.trained_tokens, n_processors=n_processors()
+        )
+
     def snapshot(self) -> Snapshot:
         """Return what listings show."""
         return Snapshot(
@@ -140,7 +168,7 @@ class Instance:
             failure=self.failure,
             size_bytes=self.size_bytes,
             vram_bytes=self.measured.vram_bytes,
-            kv_bytes=self.measured.kv_bytes,
+            kv_bytes=self.kv_bytes,
             idle_until_s=self.idle_until_s,
         )
 
@@ -211,9 +239,10 @@ class Instance:
             self._deaths.append(end)
             self._emit(events.Died(self.plan.name, end.describe()))
             now_s = time.monotonic()
-            verdict = decide(
-                self.plan.model.restart, self._deaths, now_s=now_s, jitter=draw_jitter()
-            )
+            verdict: Retry | GiveUp = GiveUp(end.describe())
+            if not self._is_trial:
+                policy = self.plan.model.restart
+                verdict = decide(policy, self._deaths, now_s=now_s, jitter=draw_jitter())
             if isinstance(verdict, GiveUp):
                 self.failure = self._with_last_lines(verdict.reason)
                 self._enter(State.FAILED)
@@ -304,8 +333,9 @@ class Instance:
 
     def _become_ready(self, upstream: Upstream) -> None:
         self._upstream = upstream
+        self._is_trial = False
         load_s = self._enter(State.READY)
-        kv_bytes = self.measured.kv_bytes
+        kv_bytes = self.kv_bytes
         pair = str(self.plan.model.kv_cache_type)
         self._emit(events.Ready(self.plan.name, load_s, kv_bytes, pair))
         estimated = self.plan.estimate.kv_bytes

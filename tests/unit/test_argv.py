@@ -7,6 +7,7 @@ from kvsup.config import ModelConfig
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.argv import (
     NOT_ARGUMENTS,
+    POOLING_RANK,
     build_argv,
     build_environment,
     owned_arguments,
@@ -38,6 +39,8 @@ CHANGES: dict[str, object] = {
     "template": "/t.jinja",
     "reasoning": "off",
     "embedding": "on",
+    "main_gpu": 1,
+    "use_mmap": False,
     "extra_args": ("--rope-scale", "2"),
 }
 """Another value for every field that is an argument."""
@@ -47,7 +50,7 @@ def argv_of(
     model: ModelConfig, *, binary: Binary = BINARY, is_embedding: bool = False
 ) -> list[str]:
     """Return the command line of a model."""
-    argv = build_argv(binary, model, socket="/run/s.sock", is_embedding_model=is_embedding)
+    argv = build_argv(binary, model, socket="/run/s.sock", pooling=1 if is_embedding else None)
     return list(argv)
 
 
@@ -131,6 +134,59 @@ def test_argv_serves_embeddings_as_model_and_switch_say(
     argv = argv_of(msgspec.structs.replace(MODEL, embedding=switch), is_embedding=is_embedding)
 
     assert argv == plain + words
+
+
+@pytest.mark.parametrize(
+    ("switch", "words"), [("auto", ["--rerank"]), ("on", ["--rerank"]), ("off", [])]
+)
+def test_argv_of_a_model_that_scores_documents_serves_rerank(switch: str, words: list[str]) -> None:
+    """``--embedding`` alone would answer its vectors and no scores (b11434)."""
+    model = msgspec.structs.replace(MODEL, embedding=switch)
+    plain = argv_of(msgspec.structs.replace(MODEL, embedding="off"))
+
+    argv = build_argv(BINARY, model, socket="/run/s.sock", pooling=POOLING_RANK)
+
+    assert [*argv] == plain + words
+
+
+@pytest.mark.parametrize("pooling", [0, 1, 2, 3])
+def test_argv_of_every_other_pooling_serves_vectors(pooling: int) -> None:
+    """Pooling 0 is none at all, and still that of a model that embeds."""
+    argv = build_argv(BINARY, MODEL, socket="/run/s.sock", pooling=pooling)
+
+    assert "--embedding" in argv
+    assert not {"--rerank", "--pooling"} & {*argv}
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_argv_of_one_gpu_uses_that_one_alone(index: int) -> None:
+    """Without a split mode the index would only say where intermediate results lie."""
+    argv = argv_of(msgspec.structs.replace(MODEL, main_gpu=index), binary=GPU)
+
+    assert value_of(argv, "--split-mode") == "none"
+    assert value_of(argv, "--main-gpu") == str(index)
+    assert "--split-mode" not in argv_of(MODEL, binary=GPU)
+
+
+@pytest.mark.parametrize(("use_mmap", "mode"), [(True, "mmap"), (False, "none")])
+def test_argv_maps_the_file_or_reads_it_as_chosen(*, use_mmap: bool, mode: str) -> None:
+    """Left open, llama-server decides by its devices (``auto``, b11434)."""
+    argv = argv_of(msgspec.structs.replace(MODEL, use_mmap=use_mmap))
+
+    assert value_of(argv, "--load-mode") == mode
+    assert "--load-mode" not in argv_of(MODEL)
+
+
+@pytest.mark.parametrize("flag", ["-mg", "--main-gpu", "--main_gpu=1"])
+def test_owned_arguments_names_the_key_for_one_gpu(flag: str) -> None:
+    """What a request may choose is kvsup's to write."""
+    assert list(owned_arguments([flag])) == [(flag, "main_gpu")]
+
+
+@pytest.mark.parametrize("flag", ["-lm", "--load-mode", "--mmap", "--no-mmap"])
+def test_owned_arguments_names_the_key_for_mapping(flag: str) -> None:
+    """A second word about the same thing would win over what a request was told it got."""
+    assert list(owned_arguments([flag])) == [(flag, "use_mmap")]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,19 @@
 """Options: Ollama's defaults, llama-server's names, and what is wrong with a table of them."""
 
+import msgspec
 import pytest
 
-from kvsup.ollama.options import LOAD_TIME_OPTIONS, OptionTypeError, check_options, sampling_fields
+from kvsup.config import ModelConfig
+from kvsup.fitting import Asked
+from kvsup.ollama.options import (
+    LOAD_TIME_OPTIONS,
+    OPTIONS,
+    OptionTypeError,
+    check_options,
+    given_fields,
+    load_time_options,
+    sampling_fields,
+)
 
 
 def test_sampling_without_layers_sends_ollamas_defaults() -> None:
@@ -98,3 +109,78 @@ def test_load_time_options_are_those_with_a_key() -> None:
     """They are the ones that llama-server takes as arguments."""
     assert {"num_ctx", "num_batch", "num_gpu", "num_thread"} <= LOAD_TIME_OPTIONS
     assert not {"temperature", "stop"} & LOAD_TIME_OPTIONS
+
+
+def test_given_fields_are_only_those_that_a_layer_gives() -> None:
+    """APIs with defaults of their own get no default of Ollama's, and no bound."""
+    given = {"temperature": 0, "num_predict": -1, "top_k": None, "num_ctx": 9, "unknown": "x"}
+
+    assert given_fields(given, num_ctx=8) == {"temperature": 0.0, "n_predict": -1}
+    assert given_fields({}, num_ctx=8) == {}
+
+
+def test_repeat_last_n_of_the_whole_context_is_told_as_a_number() -> None:
+    """llama-server refuses -1 (b11434)."""
+    assert given_fields({"repeat_last_n": -1}, num_ctx=8)["repeat_last_n"] == 8
+    assert sampling_fields({"repeat_last_n": -1}, num_ctx=8)["repeat_last_n"] == 8
+
+
+def test_given_fields_of_a_wrong_type_raise_with_ollamas_text() -> None:
+    """As in a request to Ollama's own API."""
+    with pytest.raises(OptionTypeError, match='option "top_k" must be of type integer'):
+        given_fields({"top_k": "many"}, num_ctx=8)
+
+
+def test_load_time_options_are_told_apart_and_typed() -> None:
+    """Sampling and unknown options are none of them; a null is none; fractions are cut."""
+    options = {
+        "num_ctx": 512.9,
+        "num_thread": None,
+        "use_mmap": False,
+        "kv_cache_type": "q8_0:q4_0",
+        "temperature": 1,
+        "low_vram": True,
+    }
+
+    assert load_time_options(options) == {
+        "num_ctx": 512,
+        "use_mmap": False,
+        "kv_cache_type": "q8_0:q4_0",
+    }
+    assert load_time_options({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("num_ctx", "512", "integer"),
+        ("num_ctx", True, "integer"),
+        ("num_ctx", [512], "integer"),
+        ("num_gpu", float("inf"), "integer"),
+        ("use_mmap", "yes", "boolean"),
+        ("use_mmap", 0, "boolean"),
+        ("main_gpu", {}, "integer"),
+        ("kv_cache_type", 8, "string"),
+        ("kv_cache_type", ["q8_0"], "string"),
+    ],
+)
+def test_load_time_options_of_a_wrong_type_raise_with_ollamas_text(
+    name: str, value: object, kind: str
+) -> None:
+    """The text is the one of sampling options."""
+    with pytest.raises(OptionTypeError) as caught:
+        load_time_options({name: value})
+
+    assert str(caught.value) == f'option "{name}" must be of type {kind}'
+
+
+def test_load_time_options_are_the_fields_that_a_request_can_ask_for() -> None:
+    """None of them can be forgotten on the way from a request to a load."""
+    assert {field.name for field in msgspec.structs.fields(Asked)} == LOAD_TIME_OPTIONS
+
+
+def test_load_time_options_name_keys_that_a_model_has() -> None:
+    """What is said to be written instead can be written."""
+    keys = {field.encode_name for field in msgspec.structs.fields(ModelConfig)}
+
+    assert {OPTIONS[name].key for name in LOAD_TIME_OPTIONS} <= keys

@@ -46,7 +46,7 @@ def test_plan_argv_is_that_of_its_model_on_its_socket() -> None:
     """What is printed is what is spawned."""
     plan = plan_of()
 
-    assert plan.argv == build_argv(BINARY, plan.model, socket=plan.socket, is_embedding_model=False)
+    assert plan.argv == build_argv(BINARY, plan.model, socket=plan.socket, pooling=None)
     assert plan.environment["XDG_CONFIG_HOME"].startswith(RUN_DIR)
 
 
@@ -71,7 +71,7 @@ def test_plan_of_an_embedding_model_takes_a_whole_input_as_one_batch() -> None:
     """``--embedding`` demands that an input is one physical batch."""
     plan = plan_of(msgspec.structs.replace(MODEL, num_ctx=2000), file_of(pooling_type=1))
 
-    assert plan.is_embedding_model
+    assert plan.pooling == 1
     assert (plan.model.batch_size, plan.model.ubatch_size) == (2000, 2000)
     assert "--embedding" in plan.argv
 
@@ -90,6 +90,8 @@ def test_plan_estimate_grows_with_the_pair_and_the_slots() -> None:
 
 
 OTHER: dict[str, object] = {
+    "allow_request_kv": False,
+    "on_bigger_request": "clamp",
     "aliases": ("b",),
     "keep_alive_s": 1.0,
     "system": "Be short.",
@@ -138,3 +140,58 @@ def test_plan_identity_changes_with_what_the_process_sees(
 def test_plan_is_the_same_each_time() -> None:
     """A reload without an edit finds the same identity and digest."""
     assert plan_of() == plan_of()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        msgspec.structs.replace(MODEL, num_ctx=100_000),
+        msgspec.structs.replace(MODEL, batch_size=7, threads=2),
+    ],
+)
+def test_plan_keeps_what_was_configured_beside_what_was_decided(model: ModelConfig) -> None:
+    """What a file leaves open can still be chosen by a request."""
+    plan = plan_of(model)
+
+    assert plan.configured == model
+    assert plan.model.num_ctx == min(model.num_ctx, 8192)
+    assert plan.model.batch_size is not None
+
+
+def test_plan_configured_as_itself_is_the_same_plan() -> None:
+    """Nothing that decides a plan is lost on the way."""
+    plan = plan_of(msgspec.structs.replace(MODEL, env={"A": "b"}))
+
+    assert plan.configured_as(plan.configured) == plan
+
+
+def test_plan_configured_as_another_is_what_such_a_file_would_give() -> None:
+    """All but the digest: it is that of the catalogue's entry, by which clients know the model."""
+    other = msgspec.structs.replace(
+        MODEL, num_ctx=256, threads=2, kv_cache_type=parse_kv_pair("q8_0:q4_0")
+    )
+
+    derived = plan_of().configured_as(other)
+
+    assert derived == replace(plan_of(other), digest=plan_of().digest)
+    assert derived.identity != plan_of().identity
+    assert derived.estimate.kv_bytes < plan_of().estimate.kv_bytes
+
+
+def test_plan_configured_as_one_beyond_training_is_clipped_as_a_file_is() -> None:
+    """The rule holds whoever asks."""
+    derived = plan_of().configured_as(msgspec.structs.replace(MODEL, num_ctx=10_000))
+
+    assert derived.model.num_ctx == 8192
+    assert derived.notes
+
+
+def test_plan_trained_tokens_are_those_of_the_header() -> None:
+    """A header without them bounds nothing."""
+    keys = {key: value for key, value in KEYS.items() if key != "llama.context_length"}
+    silent = replace(FILE, metadata=Metadata(3, keys, ()))
+
+    assert plan_of().trained_tokens == 8192
+    assert plan_of(file=file_of(context_length=2048)).trained_tokens == 2048
+    assert plan_of(file=silent).trained_tokens is None

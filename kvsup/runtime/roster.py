@@ -1,0 +1,192 @@
+"""Which instance serves a name: that of the catalogue, or one that a request derived from it.
+
+A derived instance has other KV cache types, or more context, than its model's file says. It is
+kept while it is loaded or waited for, and for a while when it has failed, so that what cannot run
+is not tried at each request. Policy is in ``kvsup/fitting.py``; nothing here awaits.
+"""
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from kvsup.config import ModelConfig
+from kvsup.errors import ModelNotFound
+from kvsup.fitting import NOTHING, Asked, fit, with_pair
+from kvsup.lifecycle import State
+from kvsup.ollama.names import lookup_keys
+from kvsup.plan import Plan
+from kvsup.runtime.host import n_processors
+from kvsup.runtime.instance import Instance
+
+_MAX_FAILED = 16
+"""Failed derived instances that are remembered; a client may ask for another one each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a new configuration changed, by name."""
+
+    changed: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    retired: tuple[Instance, ...]
+    """Those that serve no name any more."""
+
+
+class Roster:
+    """Every instance that a request could be given."""
+
+    def __init__(self, plans: Iterable[Plan], *, make: Callable[..., Instance]) -> None:
+        """Make instances by ``make(plan, is_trial=…)``: a derived one is on trial."""
+        self._make = make
+        self._catalogue: dict[str, Instance] = {}
+        self._names: dict[str, str] = {}
+        self._derived: dict[str, Instance] = {}
+        self._fill(plans)
+
+    def plans(self) -> list[Plan]:
+        """Return the plan of every model, in the order of the configuration."""
+        return [instance.plan for instance in self._catalogue.values()]
+
+    def instances(self) -> list[Instance]:
+        """Return the catalogue's instances and the derived ones."""
+        return [*self._catalogue.values(), *self._derived.values()]
+
+    def instance(self, name: str) -> Instance:
+        """Return the catalogue's instance of ``name``, an alias of it, or it in another case.
+
+        Raises:
+            ModelNotFound: nothing has this name.
+        """
+        key = self._names.get(_spelling(name))
+        if key is None:
+            raise ModelNotFound(name)
+        return self._catalogue[key]
+
+    def siblings(self, name: str) -> list[Instance]:
+        """Return every instance of the model ``name``; raises as ``instance``."""
+        model = self.instance(name).plan.name
+        return [instance for instance in self.instances() if instance.plan.name == model]
+
+    def choose(self, name: str, asked: Asked, *, resident: Mapping[str, Instance]) -> Instance:
+        """Return the instance that is to serve a request, deriving it if need be.
+
+        What serves already, and has what is asked for, comes first; else the last one started
+        grows, or what the file says is loaded.
+
+        Args:
+            name: as the client wrote it.
+            asked: the load-time options of the request.
+            resident: what is loaded, in the order of starting, by key.
+
+        Raises:
+            ModelNotFound: nothing has this name.
+            RequestError: what it asks for cannot be had.
+        """
+        base = self.instance(name)
+        if asked == NOTHING and not self._derived:
+            return base
+        plan = base.plan
+        model = with_pair(
+            plan.configured, asked, kv_types=plan.binary.kv_types, shape=plan.file.shape
+        )
+        alive = [i for i in resident.values() if is_of(i, plan.name, model) and not i.is_leaving]
+        for instance in sorted(alive, key=lambda i: i.state is State.READY, reverse=True):
+            if _grown(instance.plan, asked, is_running=True) is instance.plan.configured:
+                return instance
+        if alive:
+            return self._derive(base, _grown(alive[-1].plan, asked, is_running=True))
+        started = plan if model is plan.configured else plan.configured_as(model)
+        return self._derive(base, _grown(started, asked, is_running=False))
+
+    def forget(self, *, unless: Container[str]) -> None:
+        """Drop derived instances whose keys are not in ``unless``, and all but the last failed."""
+        failed = [key for key, instance in self._derived.items() if instance.failure is not None]
+        kept = failed[-_MAX_FAILED:]
+        self._derived = {
+            key: instance for key, instance in self._derived.items() if key in unless or key in kept
+        }
+
+    def drop(self, instance: Instance) -> None:
+        """Drop a derived instance that cannot be loaded."""
+        self._derived.pop(instance.key, None)
+
+    def replace(self, plans: Iterable[Plan]) -> Changes:
+        """Take up a new configuration and return what it changed; what is the same is kept."""
+        before = {i.plan.name: (i, i.plan.digest) for i in self._catalogue.values()}
+        self._fill(plans)
+        after = {i.plan.name: i for i in self._catalogue.values()}
+        changed = tuple(
+            name
+            for name, (_, digest) in before.items()
+            if name in after and after[name].plan.digest != digest
+        )
+        retired = [old for name, (old, _) in before.items() if after.get(name) is not old]
+        stale = {*changed, *(old.plan.name for old in retired)}
+        for key, instance in list(self._derived.items()):
+            if instance.plan.name in stale:
+                retired.append(self._derived.pop(key))
+        return Changes(
+            changed,
+            added=tuple(name for name in after if name not in before),
+            removed=tuple(name for name in before if name not in after),
+            retired=tuple(retired),
+        )
+
+    def _derive(self, base: Instance, model: ModelConfig) -> Instance:
+        """Return the instance of ``model``; another pair than the file's is never pinned."""
+        is_other_pair = model.kv_cache_type != base.plan.model.kv_cache_type
+        model = msgspec.structs.replace(model, pin=model.pin and not is_other_pair)
+        instance = self._make(base.plan.configured_as(model), is_trial=True)
+        if instance.key == base.key:
+            return base
+        return self._derived.setdefault(instance.key, instance)
+
+    def _fill(self, plans: Iterable[Plan]) -> None:
+        old = list(self._catalogue.values())
+        self._catalogue, self._names = {}, {}
+        for plan in plans:
+            instance = next((i for i in old if _serves(i, plan)), None)
+            if instance is None:
+                instance = self._make(plan, is_trial=False)
+            else:
+                if plan.model.keep_alive_s != instance.plan.model.keep_alive_s:
+                    instance.keep_alive_s = plan.model.keep_alive_s
+                instance.plan = plan
+            self._catalogue[instance.key] = instance
+            for name in (plan.name, *plan.model.aliases):
+                self._names[_spelling(name)] = instance.key
+
+
+def is_of(instance: Instance, name: str, model: ModelConfig) -> bool:
+    """Say whether ``instance`` is of the model ``name`` with the KV cache types of ``model``."""
+    has = instance.plan.model
+    return has.name == name and has.kv_cache_type == model.kv_cache_type
+
+
+def _grown(plan: Plan, asked: Asked, *, is_running: bool) -> ModelConfig:
+    return fit(
+        plan.configured,
+        asked,
+        decided=plan.model,
+        is_running=is_running,
+        trained_tokens=plan.trained_tokens,
+        n_processors=n_processors(),
+    )
+
+
+def _serves(instance: Instance, plan: Plan) -> bool:
+    """Say whether ``instance`` can go on under ``plan``: what it runs is the same.
+
+    One that has given up goes on as it is unless its file was edited, wherever in it.
+    """
+    same = instance.plan.name == plan.name and instance.plan.identity == plan.identity
+    if instance.failure is not None:
+        same = same and instance.plan.digest == plan.digest
+    return same and not instance.is_retired
+
+
+def _spelling(name: str) -> str:
+    """Return the one spelling under which a name is kept: lower case, with its tag."""
+    return next(iter(lookup_keys(name)), "")
