@@ -1,8 +1,8 @@
-"""The header of a GGUF file: its keys, its tensors, and how Ollama words them.
+"""The header of a GGUF file: its keys and its tensors.
 
 Only the header is read, and of the vocabularies in it only the lengths: 150,000 words take some
-10 ms. Nothing is allocated by a length that the file claims: a value longer than the rest of the
-file is an error, and a long one is stepped over.
+10 ms. ``read_whole_values`` reads the words, too. Nothing is allocated by a length that the file
+claims: a value longer than the rest of the file is an error, and a long one is stepped over.
 
 Format: ggml/include/gguf.h and ggml/src/gguf.cpp, llama.cpp b11434.
 """
@@ -10,82 +10,27 @@ Format: ggml/include/gguf.h and ggml/src/gguf.cpp, llama.cpp b11434.
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from kvsup.errors import KvsupError
+from kvsup.ggufnames import FILE_TYPES, FIM_KEYS, FIM_TEXTS, NUMBER_TYPES, TENSOR_TYPES, UNKNOWN
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _TYPE_STRING, _TYPE_ARRAY = 8, 9
-_NUMBERS = {  # value type -> its name and struct format (gguf.h)
-    0: ("uint8", "B"),
-    1: ("int8", "b"),
-    2: ("uint16", "H"),
-    3: ("int16", "h"),
-    4: ("uint32", "I"),
-    5: ("int32", "i"),
-    6: ("float32", "f"),
-    7: ("bool", "?"),
-    10: ("uint64", "Q"),
-    11: ("int64", "q"),
-    12: ("float64", "d"),
-}
-
 _CHUNK_BYTES = 1 << 20
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_NAME_BYTES = 1 << 16
 _MAX_KEPT_ELEMENTS = 1024
+_MAX_WHOLE_ELEMENTS = 1 << 21
 _MAX_ELEMENTS = 1 << 24
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 18
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
-
-_TENSOR_TYPES = {  # ggml_type -> name, elements a block, bytes a block (ggml.h, ggml-common.h)
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 36),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1),
-    25: ("I16", 1, 2),
-    26: ("I32", 1, 4),
-    27: ("I64", 1, 8),
-    28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    30: ("BF16", 1, 2),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
-}
-
-_FILE_TYPES = (  # by general.file_type (enum llama_ftype of llama.h); "-": no longer in use
-    "F32 F16 Q4_0 Q4_1 - - - Q8_0 Q5_0 Q5_1 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M "
-    "Q6_K IQ2_XXS IQ2_XS Q2_K_S IQ3_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ3_M IQ2_S IQ2_M IQ4_XS IQ1_M "
-    "BF16 - - - TQ1_0 TQ2_0 MXFP4 NVFP4 Q1_0 Q2_0"
-)
+_MAX_SEARCHED_BYTES = 64 << 20  # a header with 256,000 words and its merges has some 15 MiB
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -105,6 +50,9 @@ class Array:
 
 Scalar = bool | int | float | str
 Value = Scalar | tuple[int | float, ...] | Array
+WholeValue = Value | tuple[str, ...]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +76,8 @@ class Metadata:
     values: Mapping[str, Value]
     """Every key. Numeric arrays of up to 1,024 elements are tuples, other arrays ``Array``."""
     tensors: tuple[Tensor, ...]
+    header_bytes: int = 0
+    """Where the header ends in the file."""
 
     @property
     def n_tensors(self) -> int:
@@ -153,10 +103,10 @@ class Metadata:
     @property
     def file_type(self) -> str:
         """The quantization as Ollama shows it, e.g. ``Q4_K_M``; ``unknown`` without the key."""
-        number, names = self.integer("general.file_type"), _FILE_TYPES.split()
-        if number is None or not 0 <= number < len(names):
-            return "unknown"
-        return names[number].replace("-", "unknown")
+        number = self.integer("general.file_type")
+        if number is None or not 0 <= number < len(FILE_TYPES):
+            return UNKNOWN
+        return FILE_TYPES[number]
 
     def text(self, key: str) -> str | None:
         """Return the text under ``key``, or None where there is none or it is no text."""
@@ -167,15 +117,6 @@ class Metadata:
         """Return the integer under ``key``, or None where there is none or it is no integer."""
         value = self.values.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def parameter_size(n_params: int) -> str:
-    """Return a count as Ollama words it: ``134.52M``, ``7.6B``, ``8B`` (format/format.go)."""
-    for scale, unit, digits in ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0)):
-        if n_params >= scale:
-            whole = n_params % scale == 0
-            return f"{n_params / scale:.{0 if whole else digits}f}{unit}"
-    return str(n_params)
 
 
 def split_paths(path: Path) -> tuple[Path, ...]:
@@ -213,6 +154,43 @@ def read_metadata_of(path: Path) -> Metadata:
         return read_metadata(file)
 
 
+def read_whole_values(path: Path) -> dict[str, WholeValue]:
+    """Return every key of the file at ``path`` with its arrays, of up to two million elements each.
+
+    Takes about a second for a large vocabulary; raises as ``read_metadata_of``.
+    """
+    with path.open("rb", buffering=0) as file:
+        cursor = _Cursor(file)
+        _, _, n_keys = _read_start(cursor)
+        return _read_values(cursor, n_keys, _MAX_WHOLE_ELEMENTS, _read_texts)
+
+
+def has_fim_tokens(path: Path, metadata: Metadata) -> bool:
+    """Say whether llama-server finds tokens for prefix, suffix and middle of a text with a gap.
+
+    They are named by keys or known by their texts (llama-vocab.cpp, b11434). The texts are looked
+    for in the bytes of the header, which ``metadata`` is: no word is decoded.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    unnamed = [
+        place
+        for place in range(3)
+        if all(metadata.integer(f"tokenizer.ggml.{keys[place]}") is None for keys in FIM_KEYS)
+    ]
+    if not unnamed:
+        return True
+    with path.open("rb", buffering=0) as file:
+        header = file.read(min(metadata.header_bytes, _MAX_SEARCHED_BYTES))
+    return all(any(_as_stored(texts[place]) in header for texts in FIM_TEXTS) for place in unnamed)
+
+
+def _as_stored(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
 def read_metadata(file: BinaryIO) -> Metadata:
     """Return the header of a GGUF version 2 or 3, little endian, from the start of ``file``.
 
@@ -220,26 +198,12 @@ def read_metadata(file: BinaryIO) -> Metadata:
         GGUFError: wrong magic, version or byte order; a truncated or malformed header.
     """
     cursor = _Cursor(file)
-    if cursor.size_bytes < 4 or cursor.take(4) != _MAGIC:
-        raise GGUFError("this is no GGUF file: it does not start with the letters GGUF")
-    version = cursor.number("I")
-    if version not in _VERSIONS:
-        if version & 0xFFFF == 0:
-            raise GGUFError("the file is big endian; convert it for this machine's byte order")
-        raise GGUFError(f"GGUF version {version} is not known, only 2 and 3; convert it anew")
-    n_tensors, n_keys = cursor.number("Q"), cursor.number("Q")
-    if n_tensors > _MAX_TENSORS or n_keys > _MAX_KEYS:
-        raise GGUFError(f"the header claims {n_tensors} tensors and {n_keys} keys")
-    values: dict[str, Value] = {}
-    for _ in range(n_keys):
-        key = cursor.name("a key")
-        if key in values:
-            raise GGUFError(f"the key {key!r} stands in the header twice")
-        values[key] = _read_value(cursor, key)
+    version, n_tensors, n_keys = _read_start(cursor)
+    values = _read_values(cursor, n_keys, _MAX_KEPT_ELEMENTS, _skip_texts)
     tensors = tuple(_read_tensor(cursor) for _ in range(n_tensors))
     if len({tensor.name for tensor in tensors}) != n_tensors:
         raise GGUFError("two tensors have the same name")
-    return Metadata(version, values, tensors)
+    return Metadata(version, values, tensors, cursor.place)
 
 
 class _Cursor:
@@ -253,8 +217,13 @@ class _Cursor:
         self._at = 0  # offset in the chunk; may lie behind its end
 
     @property
+    def place(self) -> int:
+        """Offset in the file."""
+        return self._start + self._at
+
+    @property
     def _left_bytes(self) -> int:
-        return self.size_bytes - self._start - self._at
+        return self.size_bytes - self.place
 
     def take(self, n_bytes: int) -> bytes:
         """Return the next bytes; the caller has bounded their number."""
@@ -303,6 +272,13 @@ class _Cursor:
             self._need(8)
             self._load(8)
 
+    def strings(self, count: int) -> tuple[str, ...]:
+        found = []
+        for _ in range(count):
+            (length,) = struct.unpack("<Q", self.take(8))
+            found.append(self.take(length).decode(errors="replace"))
+        return tuple(found)
+
     def _need(self, n_bytes: int) -> None:
         if n_bytes > self._left_bytes:
             raise GGUFError("the file ends within its header; it is truncated or damaged")
@@ -322,7 +298,36 @@ class _Cursor:
         self._chunk = b"".join(parts)
 
 
-def _read_value(cursor: _Cursor, key: str) -> Value:
+def _read_start(cursor: _Cursor) -> tuple[int, int, int]:
+    """Return the version and the numbers of tensors and keys."""
+    if cursor.size_bytes < 4 or cursor.take(4) != _MAGIC:
+        raise GGUFError("this is no GGUF file: it does not start with the letters GGUF")
+    version = cursor.number("I")
+    if version not in _VERSIONS:
+        if version & 0xFFFF == 0:
+            raise GGUFError("the file is big endian; convert it for this machine's byte order")
+        raise GGUFError(f"GGUF version {version} is not known, only 2 and 3; convert it anew")
+    n_tensors, n_keys = cursor.number("Q"), cursor.number("Q")
+    if n_tensors > _MAX_TENSORS or n_keys > _MAX_KEYS:
+        raise GGUFError(f"the header claims {n_tensors} tensors and {n_keys} keys")
+    return version, n_tensors, n_keys
+
+
+def _read_values(
+    cursor: _Cursor, n_keys: int, max_kept: int, read_texts: Callable[[_Cursor, int], T]
+) -> dict[str, Value | T]:
+    values: dict[str, Value | T] = {}
+    for _ in range(n_keys):
+        key = cursor.name("a key")
+        if key in values:
+            raise GGUFError(f"the key {key!r} stands in the header twice")
+        values[key] = _read_value(cursor, key, max_kept, read_texts)
+    return values
+
+
+def _read_value(
+    cursor: _Cursor, key: str, max_kept: int, read_texts: Callable[[_Cursor, int], T]
+) -> Value | T:
     kind = cursor.number("I")
     if kind == _TYPE_STRING:
         length = cursor.number("Q")
@@ -330,25 +335,31 @@ def _read_value(cursor: _Cursor, key: str) -> Value:
             return cursor.text(length, f"the value of {key!r}")
         cursor.skip(length)
         return Array("byte", length)
-    if kind == _TYPE_ARRAY:
-        return _read_array(cursor, key)
-    return _read_numbers(cursor, kind, 1, key)[0]
-
-
-def _read_array(cursor: _Cursor, key: str) -> tuple[int | float, ...] | Array:
+    if kind != _TYPE_ARRAY:
+        return _read_numbers(cursor, kind, 1, key)[0]
     kind, length = cursor.number("I"), cursor.number("Q")
     if length > _MAX_ELEMENTS:
         raise GGUFError(f"the array {key!r} claims {length} elements")
     if kind == _TYPE_STRING:
-        cursor.skip_strings(length)
-        return Array("string", length)
+        return read_texts(cursor, length)
     if kind == _TYPE_ARRAY:
         raise GGUFError(f"the value of {key!r} is an array of arrays, which GGUF forbids")
-    if length <= _MAX_KEPT_ELEMENTS:
+    if length <= max_kept:
         return _read_numbers(cursor, kind, length, key)
     name, layout = _number_type(kind, key)
     cursor.skip(length * struct.calcsize("<" + layout))
     return Array(name, length)
+
+
+def _skip_texts(cursor: _Cursor, length: int) -> Array:
+    cursor.skip_strings(length)
+    return Array("string", length)
+
+
+def _read_texts(cursor: _Cursor, length: int) -> tuple[str, ...] | Array:
+    if length > _MAX_WHOLE_ELEMENTS:
+        return _skip_texts(cursor, length)
+    return cursor.strings(length)
 
 
 def _read_numbers(cursor: _Cursor, kind: int, count: int, key: str) -> tuple[int | float, ...]:
@@ -357,9 +368,9 @@ def _read_numbers(cursor: _Cursor, kind: int, count: int, key: str) -> tuple[int
 
 
 def _number_type(kind: int, key: str) -> tuple[str, str]:
-    if kind not in _NUMBERS:
+    if kind not in NUMBER_TYPES:
         raise GGUFError(f"the value of {key!r} has the unknown type {kind}")
-    return _NUMBERS[kind]
+    return NUMBER_TYPES[kind]
 
 
 def _read_tensor(cursor: _Cursor) -> Tensor:
@@ -372,9 +383,9 @@ def _read_tensor(cursor: _Cursor) -> Tensor:
     if n_elements >= 1 << 63:
         raise GGUFError(f"the tensor {name!r} claims {n_elements} elements")
     kind, _offset = cursor.number("I"), cursor.number("Q")
-    if kind not in _TENSOR_TYPES:
+    if kind not in TENSOR_TYPES:
         return Tensor(name, shape, None, None)
-    type_name, block_elements, block_bytes = _TENSOR_TYPES[kind]
+    type_name, block_elements, block_bytes = TENSOR_TYPES[kind]
     if (shape[0] if shape else 1) % block_elements:
         raise GGUFError(f"the rows of the tensor {name!r} are no multiple of {type_name}'s block")
     return Tensor(name, shape, type_name, n_elements // block_elements * block_bytes)

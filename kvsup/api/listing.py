@@ -1,21 +1,22 @@
 """From plans and instances to the entries that listings render."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
-from kvsup.gguf import Array, parameter_size
+from kvsup.gguf import Array, WholeValue
+from kvsup.ggufnames import UNKNOWN, parameter_size
 from kvsup.lifecycle import State
 from kvsup.ollama import catalog
 from kvsup.ollama.catalog import CatalogEntry, RunningEntry
 from kvsup.ollama.names import display_name
-from kvsup.ollama.requests import ShowRequest
-from kvsup.plan import Plan
+from kvsup.ollama.show import GGUFView, ShownModel
+from kvsup.plan import ModelFile, Plan
 from kvsup.runtime.instance import Instance
 
 OLLAMA_VERSION = "0.23.2"
 """What ``/api/version`` says: clients compare it with the release that brought a feature."""
 
 _NS_PER_S = 1_000_000_000
-_CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 def catalog_entry(plan: Plan) -> CatalogEntry:
@@ -27,14 +28,14 @@ def catalog_entry(plan: Plan) -> CatalogEntry:
         modified_at_ns=plan.file.modified_ns,
         size_bytes=plan.file.size_bytes,
         digest=plan.digest,
-        family=architecture,
+        families=_families(plan.file),
         parameter_size=parameter_size(plan.file.n_params),
         quantization_level=metadata.file_type,
         kv_cache_type=str(plan.model.kv_cache_type),
         num_ctx=plan.model.num_ctx,
         context_length=metadata.integer(f"{architecture}.context_length") or 0,
         embedding_length=metadata.integer(f"{architecture}.embedding_length") or 0,
-        capabilities=tuple(_capabilities(plan)),
+        capabilities=capabilities(plan),
     )
 
 
@@ -50,21 +51,19 @@ def running_entries(
         if instance.state not in {State.READY, State.DRAINING}:
             continue
         plan, snapshot = instance.plan, instance.snapshot()
-        left_s = snapshot.idle_until_s - now_s
-        forever = left_s == float("inf") and instance.keep_alive_s == float("inf")
-        left_s = 0.0 if left_s == float("inf") else left_s
+        forever = instance.keep_alive_s == math.inf and instance.state is State.READY
         estimate = plan.estimate
         k_bytes, v_bytes = snapshot.kv_bytes or (estimate.k_bytes, estimate.v_bytes)
         entries.append(
             RunningEntry(
                 name=display_name(plan.name),
                 digest=plan.digest,
-                family=plan.file.metadata.architecture,
+                families=_families(plan.file),
                 parameter_size=parameter_size(plan.file.n_params),
                 quantization_level=plan.file.metadata.file_type,
                 size_bytes=snapshot.size_bytes,
                 size_vram_bytes=snapshot.vram_bytes,
-                expires_at_ns=None if forever else now_ns + int(left_s * _NS_PER_S),
+                expires_at_ns=None if forever else now_ns + _left_ns(instance, now_s),
                 context_length=plan.model.num_ctx,
                 kv_cache_type=str(plan.model.kv_cache_type),
                 kv_bytes={"k": k_bytes, "v": v_bytes},
@@ -73,32 +72,71 @@ def running_entries(
     return entries
 
 
-def show(plan: Plan, request: ShowRequest) -> dict[str, object]:
-    """Return the answer of ``/api/show`` for a model."""
-    metadata = plan.file.metadata
-    return catalog.show(
-        catalog_entry(plan),
+def _left_ns(instance: Instance, now_s: float) -> int:
+    """Return the time until an instance that does not stay for ever is unloaded."""
+    if instance.state is not State.READY:
+        return 0
+    left_s = instance.keep_alive_s if instance.leases else instance.idle_until_s - now_s
+    return int(left_s * _NS_PER_S)
+
+
+def shown_model(
+    plan: Plan,
+    *,
+    whole: Mapping[str, WholeValue] | None = None,
+    whole_projector: Mapping[str, WholeValue] | None = None,
+) -> ShownModel:
+    """Return what ``/api/show`` tells of a model.
+
+    ``whole`` and ``whole_projector`` are every key of the two files with its arrays, where they
+    are to be shown.
+    """
+    file = plan.file
+    return ShownModel(
+        entry=catalog_entry(plan),
         path=plan.model.model,
-        metadata={
-            key: None if isinstance(value, Array) else value
-            for key, value in metadata.values.items()
-        },
-        parameter_count=plan.file.n_params,
-        template=metadata.text(_CHAT_TEMPLATE),
-        system=request.system or plan.model.system,
-        options={**plan.model.options, **request.options},
-        license_text=metadata.text("general.license"),
-        verbose=request.verbose,
+        model=GGUFView(
+            values=_shown_values(whole or file.metadata.values),
+            n_params=file.n_params,
+            tensors=[(t.name, t.type_name or UNKNOWN, t.shape) for t in file.tensors],
+        ),
+        projector_path=plan.model.mmproj,
+        projector=None
+        if file.projector is None
+        else GGUFView(
+            values=_shown_values(whole_projector or file.projector.values),
+            n_params=file.projector.n_params,
+        ),
+        template=file.template,
+        system=plan.model.system,
+        options=plan.model.options,
+        license_text=file.metadata.text("general.license"),
     )
 
 
-def _capabilities(plan: Plan) -> list[str]:
-    found = catalog.capabilities(
+def _shown_values(values: Mapping[str, WholeValue]) -> dict[str, object]:
+    """Return values without the arrays that were stepped over, except that empty ones are empty."""
+    return {
+        key: (None if value.length else ()) if isinstance(value, Array) else value
+        for key, value in values.items()
+    }
+
+
+def _families(file: ModelFile) -> tuple[str, ...]:
+    projector = (file.projector.architecture,) if file.projector else ()
+    return (file.metadata.architecture, *projector)
+
+
+def capabilities(plan: Plan) -> tuple[str, ...]:
+    """Return what the model can do, in Ollama's words."""
+    projector = plan.file.projector
+    hears = bool(projector and projector.values.get("clip.has_audio_encoder"))
+    return catalog.capabilities(
         plan.file.metadata.architecture,
-        pooling=plan.is_embedding_model,
-        chat_template=plan.file.metadata.text(_CHAT_TEMPLATE),
-        has_projector=plan.model.mmproj is not None,
+        pooling=plan.pooling is not None,
+        embeds=plan.model.embedding == "on",
+        chat_template=plan.file.template,
+        sees=bool(projector and projector.values.get("clip.has_vision_encoder", not hears)),
+        hears=hears,
+        fills_in=plan.file.has_fim_tokens,
     )
-    if plan.model.embedding == "on" and "embedding" not in found:
-        found.append("embedding")
-    return found

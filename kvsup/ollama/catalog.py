@@ -4,9 +4,10 @@ Pure rendering of what the caller found out. Fields stand in Ollama's order; tho
 leaves out when empty are left out.
 """
 
-import json
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Literal
 
 from kvsup.ollama.names import DEFAULT_NAMESPACE
@@ -16,7 +17,7 @@ FOREVER_NS = 2**63 - 1
 """``expires_at`` of a model that stays: the last instant of Go's clock, in the year 2262."""
 
 _NS_PER_S = 1_000_000_000
-_HIDDEN_KEYS = ("general.name", "tokenizer.chat_template")
+_CUTS_THINKING = re.compile(r"""split\(\s*['"]</think>""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,8 @@ class CatalogEntry:
     size_bytes: int
     digest: str
     """64 hex digits; different for every name that clients shall tell apart."""
-    family: str
-    """The GGUF's architecture."""
+    families: tuple[str, ...]
+    """Architectures: the GGUF's, then the projector's."""
     parameter_size: str
     quantization_level: str
     kv_cache_type: str
@@ -49,7 +50,7 @@ class RunningEntry:
 
     name: str
     digest: str
-    family: str
+    families: tuple[str, ...]
     parameter_size: str
     quantization_level: str
     size_bytes: int
@@ -83,41 +84,6 @@ def ps(entries: Iterable[RunningEntry]) -> dict[str, object]:
     return {"models": [_running(entry) for entry in longest_first]}
 
 
-def show(
-    entry: CatalogEntry,
-    *,
-    path: str,
-    metadata: Mapping[str, object],
-    parameter_count: int,
-    template: str | None = None,
-    system: str | None = None,
-    options: Mapping[str, object],
-    license_text: str | None = None,
-    verbose: bool = False,
-) -> dict[str, object]:
-    """Return the answer of ``/api/show``.
-
-    ``metadata`` are the GGUF's keys, ``options`` the model's with the request's on top. Arrays of
-    ``model_info`` are null unless ``verbose``, as in Ollama.
-    """
-    parameters = {**options, "num_ctx": entry.num_ctx}
-    template = template or "{{ .Prompt }}"
-    fields: dict[str, object] = {
-        "license": license_text,
-        "modelfile": _modelfile(entry, path, template, system, parameters),
-        "parameters": "\n".join(f"{key:<30} {text}" for key, text in _values(parameters)),
-        "template": template,
-        "system": system,
-    }
-    return {
-        **{key: value for key, value in fields.items() if value},
-        "details": _details(entry),
-        "model_info": _model_info(metadata, parameter_count, verbose=verbose),
-        "capabilities": list(entry.capabilities),
-        "modified_at": rfc3339(entry.modified_at_ns),
-    }
-
-
 def openai_models(entries: Iterable[CatalogEntry]) -> dict[str, object]:
     """Return the answer of ``/v1/models``; an empty list where Ollama says null."""
     return {"object": "list", "data": [openai_model(entry) for entry in entries]}
@@ -148,24 +114,54 @@ def generate_done(
 
 
 def capabilities(
-    architecture: str, *, pooling: bool, chat_template: str | None, has_projector: bool
-) -> list[str]:
+    architecture: str,
+    *,
+    pooling: bool,
+    embeds: bool,
+    chat_template: str | None,
+    sees: bool,
+    hears: bool,
+    fills_in: bool,
+) -> tuple[str, ...]:
     """Return what a model can do, by Ollama's rules for GGUF files (server/images.go).
 
-    ``pooling`` says whether the GGUF has ``<architecture>.pooling_type``. A template that asks for
-    ``enable_thinking`` counts as thinking, too.
+    A template that asks for ``enable_thinking`` counts as thinking, too.
+
+    Args:
+        architecture: ``general.architecture``.
+        pooling: whether the GGUF has ``<architecture>.pooling_type``.
+        embeds: whether it is run so that it gives embeddings.
+        chat_template: the Jinja text in force.
+        sees: whether its projector takes images.
+        hears: whether its projector takes sounds.
+        fills_in: whether its vocabulary has tokens for a text with a gap.
     """
     template = chat_template or ""
     found = {
         "completion": not pooling,
-        "embedding": pooling,
-        "vision": has_projector,
+        "embedding": pooling or embeds,
+        "vision": sees,
+        "audio": hears,
         "tools": "tools" in template or "tool_call" in template,
-        "thinking": "</think>" in template
-        or "enable_thinking" in template
-        or architecture in {"gpt-oss", "gptoss"},
+        "insert": fills_in and not pooling,
+        "thinking": _thinks(template) or architecture in {"gpt-oss", "gptoss"},
     }
-    return [name for name, can in found.items() if can]
+    return tuple(name for name, can in found.items() if can)
+
+
+def local_time(time_ns: int) -> str:
+    """Return a time since the epoch as Go writes a local one: RFC 3339 with the zone's offset."""
+    there = datetime.fromtimestamp(time_ns // _NS_PER_S, timezone.utc).astimezone()
+    *_, fraction = rfc3339(time_ns).removesuffix("Z").partition(".")
+    offset = there.strftime("%z")
+    zone = f"{offset[:3]}:{offset[3:5]}" if there.utcoffset() else "Z"
+    return f"{there:%Y-%m-%dT%H:%M:%S}{'.' if fraction else ''}{fraction}{zone}"
+
+
+def _thinks(template: str) -> bool:
+    if "enable_thinking" in template or ("<think>" in template and "</think>" in template):
+        return True
+    return "reasoning_content" not in template and _CUTS_THINKING.search(template) is not None
 
 
 def _tag(entry: CatalogEntry) -> dict[str, object]:
@@ -173,14 +169,13 @@ def _tag(entry: CatalogEntry) -> dict[str, object]:
         "context_length": entry.context_length,
         "embedding_length": entry.embedding_length,
     }
-    details = {**_details(entry), **{key: length for key, length in lengths.items() if length}}
     tag: dict[str, object] = {
         "name": entry.name,
         "model": entry.name,
-        "modified_at": rfc3339(entry.modified_at_ns),
+        "modified_at": local_time(entry.modified_at_ns),
         "size": entry.size_bytes,
         "digest": entry.digest,
-        "details": details,
+        "details": {**details(entry), **{key: n for key, n in lengths.items() if n}},
     }
     return {**tag, "capabilities": list(entry.capabilities)} if entry.capabilities else tag
 
@@ -191,8 +186,8 @@ def _running(entry: RunningEntry) -> dict[str, object]:
         "model": entry.name,
         "size": entry.size_bytes,
         "digest": entry.digest,
-        "details": _details(entry),
-        "expires_at": rfc3339(_expires_at_ns(entry)),
+        "details": details(entry),
+        "expires_at": local_time(_expires_at_ns(entry)),
         "size_vram": entry.size_vram_bytes,
         "context_length": entry.context_length,
         "kv_cache_type": entry.kv_cache_type,
@@ -204,64 +199,16 @@ def _expires_at_ns(entry: RunningEntry) -> int:
     return FOREVER_NS if entry.expires_at_ns is None else entry.expires_at_ns
 
 
-def _details(entry: CatalogEntry | RunningEntry) -> dict[str, object]:
+def details(entry: CatalogEntry | RunningEntry) -> dict[str, object]:
+    """Return the ``details`` of a model as ``/api/ps`` and ``/api/show`` have them."""
     return {
         "parent_model": "",
         "format": "gguf",
-        "family": entry.family,
-        "families": [entry.family],
+        "family": entry.families[0],
+        "families": list(entry.families),
         "parameter_size": entry.parameter_size,
         "quantization_level": entry.quantization_level,
     }
-
-
-def _model_info(
-    metadata: Mapping[str, object], parameter_count: int, *, verbose: bool
-) -> dict[str, object]:
-    shown: dict[str, object] = {
-        key: None if value and isinstance(value, (list, tuple)) and not verbose else value
-        for key, value in metadata.items()
-        if key not in _HIDDEN_KEYS
-    }
-    return {**shown, "general.parameter_count": parameter_count}
-
-
-def _modelfile(
-    entry: CatalogEntry,
-    path: str,
-    template: str,
-    system: str | None,
-    parameters: Mapping[str, object],
-) -> str:
-    lines = [
-        '# Modelfile generated by "ollama show"',
-        "# To build a new Modelfile based on this, replace FROM with:",
-        f"# FROM {entry.name}",
-        "",
-        f"FROM {path}",
-        f"TEMPLATE {_quoted(template)}",
-    ]
-    if system:
-        lines.append(f"SYSTEM {_quoted(system)}")
-    lines += [f"PARAMETER {key} {text}" for key, text in _values(parameters)]
-    lines.append(f"PARAMETER kv_cache_type {entry.kv_cache_type}")
-    return "\n".join(lines) + "\n"
-
-
-def _values(parameters: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Return names and values as Go's ``%#v`` writes them, one for each element of a list."""
-    pairs = []
-    for key, value in parameters.items():
-        elements: Collection[object] = value if isinstance(value, (list, tuple)) else (value,)
-        pairs += [(key, json.dumps(element, ensure_ascii=False)) for element in elements]
-    return pairs
-
-
-def _quoted(text: str) -> str:
-    """Return a Modelfile value: bare, or in quotes if blanks or newlines would be lost."""
-    if "\n" not in text and text == text.strip():
-        return text
-    return f'"""{text}"""' if '"' in text else f'"{text}"'
 
 
 def _done(model: str, empty: Mapping[str, object], reason: str, now_ns: int) -> dict[str, object]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kvsup.checks import Finding
 from kvsup.config import ModelConfig
-from kvsup.gguf import GGUFError, Metadata, read_metadata_of, split_paths
+from kvsup.gguf import GGUFError, Metadata, has_fim_tokens, read_metadata_of, split_paths
 from kvsup.modelshape import shape_of
 from kvsup.plan import ModelFile
 
@@ -30,7 +30,12 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         return None, [*findings, ("model", f"{path}: {error}")]
     if findings:
         return None, findings
-    weights = [*parts, *(Path(named) for named in (model.mmproj,) if named)]
+    mmproj = Path(model.mmproj) if model.mmproj else None
+    try:
+        projector = _metadata(mmproj, _stamp(mmproj)) if mmproj else None
+    except (GGUFError, OSError) as error:
+        return None, [("mmproj", f"{mmproj}: {error}")]
+    weights = [*parts, *((mmproj,) if mmproj else ())]
     others = [Path(named) for named in beside.values() if named]
     file = ModelFile(
         metadata=headers[0],
@@ -39,8 +44,18 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         size_bytes=sum(weight.stat().st_size for weight in weights),
         modified_ns=path.stat().st_mtime_ns,
         stamp=";".join(_stamp(each) for each in (*parts, *others)),
+        template=_template(model, headers[0]),
+        projector=projector,
+        tensors=tuple(tensor for header in headers for tensor in header.tensors),
+        has_fim_tokens=_has_fim_tokens(parts[0], _stamp(parts[0])),
     )
     return file, []
+
+
+def _template(model: ModelConfig, header: Metadata) -> str | None:
+    if model.template is None:
+        return header.text("tokenizer.chat_template")
+    return Path(model.template).read_text("utf-8", "replace")
 
 
 def _is_file(path: Path) -> bool:
@@ -60,3 +75,8 @@ def _stamp(path: Path) -> str:
 def _metadata(path: Path, _stamped: str) -> Metadata:
     """Read a header once while the file stays the same."""
     return read_metadata_of(path)
+
+
+@lru_cache(maxsize=256)
+def _has_fim_tokens(path: Path, stamped: str) -> bool:
+    return has_fim_tokens(path, _metadata(path, stamped))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvsup.gguf import parameter_size, read_metadata_of
+from kvsup.gguf import read_metadata_of
+from kvsup.ggufnames import parameter_size
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.memory import Launch, estimate
 from kvsup.modelshape import shape_of

@@ -15,11 +15,13 @@ from kvsup.gguf import (
     Array,
     GGUFError,
     Metadata,
-    parameter_size,
+    has_fim_tokens,
     read_metadata,
     read_metadata_of,
+    read_whole_values,
     split_paths,
 )
+from kvsup.ggufnames import parameter_size
 
 
 @pytest.fixture
@@ -189,6 +191,79 @@ def test_read_metadata_of_a_text_over_one_mebibyte_steps_over_it() -> None:
     )
 
     assert _read(content).values == {"long": Array("byte", (1 << 20) + 1), "after": "here"}
+
+
+def test_read_metadata_header_ends_where_the_tensors_follow() -> None:
+    """What lies behind the header is no part of it."""
+    content = _header(_key(b"k", 0, b"\x01"), _tensor(b"t", (1,), 0), n_keys=1, n_tensors=1)
+
+    assert _read(content + bytes(100)).header_bytes == len(content)
+
+
+def test_read_whole_values_of_every_kind_equals_the_gguf_package(small_file: Path) -> None:
+    """Long arrays and words are there, too."""
+    reference = gguf.GGUFReader(small_file)
+
+    values = read_whole_values(small_file)
+
+    for name, value in values.items():
+        contents = reference.fields[name].contents()
+        assert value == (tuple(contents) if isinstance(contents, list) else contents), name
+    assert {"a.scores", "a.words"} <= values.keys()
+
+
+def test_read_whole_values_of_words_beyond_one_chunk_finds_all(tmp_path: Path) -> None:
+    """Words that cross the edges of the chunks are whole; one that is no UTF-8 is mended."""
+    words = [b"w" * (n % 977) for n in range(10_000)] + [b"\xff"]
+    path = tmp_path / "words.gguf"
+    path.write_bytes(_header(_key(b"words", 9, _array(8, len(words), b"".join(map(_text, words))))))
+
+    (found,) = read_whole_values(path).values()
+
+    assert found == (*(word.decode() for word in words[:-1]), "\ufffd")
+
+
+def _vocabulary(words: tuple[str, ...], keys: tuple[str, ...]) -> bytes:
+    return _header(
+        _key(
+            b"tokenizer.ggml.tokens",
+            9,
+            _array(8, len(words), b"".join(_text(w.encode()) for w in words)),
+        ),
+        *(_key(b"tokenizer.ggml." + key.encode(), 4, struct.pack("<I", 1)) for key in keys),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "keys", "found"),
+    [
+        ((), ("fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id"), True),
+        ((), ("prefix_token_id", "suffix_token_id", "middle_token_id"), True),
+        ((), ("prefix_token_id", "suffix_token_id"), False),
+        (("<MID>",), ("prefix_token_id", "fim_suf_token_id"), True),
+        (("<|fim_prefix|>", "a", "<|fim_suffix|>", "<|fim_middle|>"), (), True),
+        (("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<MID>"), (), True),
+        (("<|fim_prefix|>", "<|fim_suffix|>", "x<|fim_middle|>"), (), False),
+        (("<|fim_prefix|> <|fim_suffix|> <|fim_middle|>",), (), False),
+    ],
+)
+def test_has_fim_tokens_by_keys_or_by_words(
+    tmp_path: Path, words: tuple[str, ...], keys: tuple[str, ...], *, found: bool
+) -> None:
+    """All three are needed, each by a key or as a word of its own."""
+    path = tmp_path / "fim.gguf"
+    path.write_bytes(_vocabulary(words, keys))
+
+    assert has_fim_tokens(path, read_metadata_of(path)) is found
+
+
+def test_has_fim_tokens_behind_the_header_do_not_count(tmp_path: Path) -> None:
+    """Weights may hold any bytes."""
+    path = tmp_path / "fim.gguf"
+    words = b"".join(map(_text, (b"<PRE>", b"<SUF>", b"<MID>")))
+    path.write_bytes(_header() + words)
+
+    assert not has_fim_tokens(path, read_metadata_of(path))
 
 
 @pytest.mark.parametrize(
