@@ -1,9 +1,10 @@
 """Fold a stream of llama-server into the one JSON object that it answers without ``stream``.
 
 The objects are those of tools/server/server-task.cpp, ``to_json_oaicompat``, ``…_chat`` and
-``…_resp`` (b10434, b11434: alike). Three things are not in a stream: the text of a chat answer
+``…_resp`` (b10434, b11434: alike). Four things are not in a stream: the text of a chat answer
 that parses to nothing (an empty ``<think></think>``), which is folded to ``""``; a character that
-the limit of tokens cut in two, U+FFFD otherwise; and blanks that the parser takes back at the end.
+the limit of tokens cut in two, U+FFFD otherwise; blanks that the parser takes back at the end; and
+the last letters before the limit where a stop word could have begun in them.
 """
 
 from typing import Any

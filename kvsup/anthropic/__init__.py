@@ -1,0 +1,1 @@
+"""Everything kvsup knows about Anthropic's API beyond what llama-server does. Pure."""

@@ -1,0 +1,126 @@
+"""A model's own settings under requests that go to llama-server as they came.
+
+A member put in front of a request's own is a default: of members with the same name llama-server
+takes the last (nlohmann::json, b11434). One put behind is an order. Nothing else of the body is
+read or written anew, except that a system text has to stand within ``messages``.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from kvsup.errors import RequestError
+
+Members = Mapping[str, object]
+
+_CHAT = "/v1/chat/completions"
+_RESPONSES = "/v1/responses"
+_MESSAGES = "/v1/messages"
+_LIMITS = {
+    _CHAT: "max_tokens",
+    "/v1/completions": "max_tokens",
+    _RESPONSES: "max_output_tokens",
+}
+"""What the limit of tokens is called: ``n_predict`` would win over the client's own."""
+
+_NATIVE = frozenset({"/completion", "/completions", "/infill"})
+
+_OF_MESSAGES = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "stop": "stop_sequences",
+}
+"""All that llama-server takes over from ``/v1/messages`` (server-chat.cpp, b11434)."""
+
+_SYSTEM_ROLES = {"system", "developer"}
+
+
+_Members = dict[str, msgspec.Raw]
+_NULL = msgspec.Raw(b"null")
+
+
+class _Turn(msgspec.Struct):
+    role: str | None = None
+
+
+class _Chat(msgspec.Struct):
+    messages: list[msgspec.Raw] = []
+
+
+def sampling_members(path: str, fields: Members) -> tuple[dict[str, object], tuple[str, ...]]:
+    """Return llama-server's sampling ``fields`` as members for ``path``, and those it cannot take.
+
+    Paths that do not generate take none, and miss none.
+    """
+    if path == _MESSAGES:
+        taken = {
+            _OF_MESSAGES[name]: value for name, value in fields.items() if name in _OF_MESSAGES
+        }
+        return taken, tuple(name for name in fields if name not in _OF_MESSAGES)
+    if path in _NATIVE:
+        return dict(fields), ()
+    if path not in _LIMITS:
+        return {}, ()
+    limit = _LIMITS[path]
+    return {limit if name == "n_predict" else name: value for name, value in fields.items()}, ()
+
+
+def with_members(body: bytes, *, first: Members, last: Members) -> bytes:
+    """Return the JSON object ``body`` with members in front of its own, and behind them."""
+    if not first and not last:
+        return body
+    inner = body.strip()[1:-1].strip()
+    parts = [_members(first), inner, _members(last)]
+    return b"{%s}" % b",".join([part for part in parts if part])
+
+
+def with_defaults(body: bytes, defaults: Members, *, last: Members) -> bytes:
+    """Return ``body`` with ``defaults`` for what it leaves out or says null, and ``last`` behind.
+
+    llama-server takes a null for its own default, so there ours goes behind as well.
+
+    Raises:
+        RequestError: it is no JSON object.
+    """
+    if not defaults:
+        return with_members(body, first={}, last=last)
+    nulls = {name for name, value in _decoded(body, _Members).items() if value == _NULL}
+    behind = {name: value for name, value in defaults.items() if name in nulls}
+    return with_members(body, first=defaults, last={**behind, **last})
+
+
+def with_system(path: str, body: bytes, system: str) -> bytes:
+    """Return ``body`` with the model's system text, unless the request has one of its own.
+
+    Raises:
+        RequestError: ``messages`` is no list of objects.
+    """
+    path = path.removesuffix("/input_tokens")
+    if path == _RESPONSES:
+        return with_defaults(body, {"instructions": system}, last={})
+    if path.startswith(_MESSAGES):
+        return with_defaults(body, {"system": system}, last={})
+    if path != _CHAT:
+        return body
+    messages = _decoded(body, _Chat).messages
+    first = _decoded(messages[0], _Turn).role if messages else None
+    if not messages or first in _SYSTEM_ROLES:
+        return body
+    turn = {"role": "system", "content": system}
+    return with_members(body, first={}, last={"messages": [turn, *messages]})
+
+
+T = TypeVar("T")
+
+
+def _decoded(text: bytes | msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"invalid request: {error}") from error
+
+
+def _members(members: Members) -> bytes:
+    return msgspec.json.encode(members)[1:-1]

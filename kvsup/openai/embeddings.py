@@ -1,0 +1,41 @@
+"""Vectors of ``/v1/embeddings`` with fewer numbers: llama-server has no ``dimensions`` (b11434)."""
+
+import base64
+import math
+import struct
+from typing import Any
+
+
+def shorten(answer: dict[str, Any], dimensions: int) -> dict[str, Any]:
+    """Return ``answer`` with each vector cut to ``dimensions`` numbers and of length 1 again.
+
+    A vector that has no more numbers stays as it is, as Ollama leaves it.
+
+    Args:
+        answer: OpenAI's list of embeddings, as numbers or as base64 of little-endian float32.
+        dimensions: how many numbers are kept, at least 1.
+    """
+    for entry in answer.get("data", []):
+        vector = entry["embedding"]
+        if isinstance(vector, str):
+            entry["embedding"] = _encode(_cut(_decode(vector), dimensions))
+        else:
+            entry["embedding"] = _cut(vector, dimensions)
+    return answer
+
+
+def _cut(vector: list[float], dimensions: int) -> list[float]:
+    if len(vector) <= dimensions:
+        return vector
+    kept = vector[:dimensions]
+    norm = math.sqrt(sum(number * number for number in kept))
+    return [number / norm for number in kept] if norm else kept
+
+
+def _decode(text: str) -> list[float]:
+    data = base64.b64decode(text)
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+def _encode(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,145 @@
+"""A model's settings as members of a request that is passed on."""
+
+import json
+
+import pytest
+
+from kvsup.errors import RequestError
+from kvsup.llama.defaults import sampling_members, with_members, with_system
+
+CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+FIELDS = {"n_predict": 5, "temperature": 0.5, "stop": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        (CHAT, "max_tokens"),
+        ("/v1/completions", "max_tokens"),
+        ("/v1/responses", "max_output_tokens"),
+        ("/completion", "n_predict"),
+        ("/completions", "n_predict"),
+        ("/infill", "n_predict"),
+    ],
+)
+def test_limit_of_tokens_has_the_name_of_its_path(path: str, limit: str) -> None:
+    """The client's own, of that name, must win over it."""
+    members, dropped = sampling_members(path, FIELDS)
+
+    assert members == {limit: 5, "temperature": 0.5, "stop": ["x"]}
+    assert dropped == ()
+
+
+def test_messages_take_few_fields_and_name_the_rest() -> None:
+    """llama-server takes over no others there."""
+    members, dropped = sampling_members(MESSAGES, {**FIELDS, "top_k": 1, "top_p": 1, "seed": 2})
+
+    assert members == {"temperature": 0.5, "stop_sequences": ["x"], "top_k": 1, "top_p": 1}
+    assert dropped == ("n_predict", "seed")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/tokenize", "/v1/messages/x"])
+def test_path_that_does_not_generate_takes_no_field_and_misses_none(path: str) -> None:
+    """There is nothing to tell the client."""
+    assert sampling_members(path, FIELDS) == ({}, ())
+
+
+@pytest.mark.parametrize("body", [b'{"a":1}', b' \n{ "a" : 1 }\r\n\t'])
+def test_members_in_front_are_defaults_and_members_behind_are_orders(body: bytes) -> None:
+    """Of members with one name the last counts."""
+    text = with_members(body, first={"a": 0, "b": 2}, last={"c": 3})
+
+    assert json.loads(text) == {"a": 1, "b": 2, "c": 3}
+    pairs = json.loads(text, object_pairs_hook=list)
+    assert pairs == [("a", 0), ("b", 2), ("a", 1), ("c", 3)]
+
+
+@pytest.mark.parametrize("body", [b"{}", b" { } "])
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        ({"a": 1}, {}, b'{"a":1}'),
+        ({}, {"a": 1}, b'{"a":1}'),
+        ({"a": 1}, {"b": 2}, b'{"a":1,"b":2}'),
+    ],
+)
+def test_members_of_an_empty_object_need_no_comma(
+    body: bytes, first: dict[str, int], last: dict[str, int], expected: bytes
+) -> None:
+    """It is JSON at either end."""
+    assert with_members(body, first=first, last=last) == expected
+
+
+def test_body_without_members_to_add_is_the_same_bytes() -> None:
+    """Pass-through stays so."""
+    body = b' {"a":  1}\n'
+
+    assert with_members(body, first={}, last={}) is body
+
+
+def test_own_bytes_of_a_body_are_kept() -> None:
+    """Numbers and escapes are not written anew."""
+    own = b'"x":1.50e+3, "y":"\\u00e9\\/"'
+
+    assert own in with_members(b"{" + own + b"}", first={"a": 1}, last={"b": 1})
+
+
+@pytest.mark.parametrize(
+    ("path", "member"),
+    [
+        ("/v1/responses", "instructions"),
+        (MESSAGES, "system"),
+        ("/v1/messages/count_tokens", "system"),
+    ],
+)
+def test_system_text_is_a_default_where_it_is_a_member(path: str, member: str) -> None:
+    """A request's own wins."""
+    without = with_system(path, b'{"x":1}', "S")
+    own = with_system(path, json.dumps({member: "mine"}).encode(), "S")
+
+    assert json.loads(without) == {member: "S", "x": 1}
+    assert json.loads(own) == {member: "mine"}
+
+
+def test_system_text_of_a_chat_stands_before_its_messages() -> None:
+    """The messages themselves are the same bytes."""
+    turn = b'{"content":"\\u00e9",  "role":"user"}'
+
+    body = with_system(CHAT, b'{"messages":[' + turn + b"]}", "S")
+
+    assert json.loads(body)["messages"] == [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "é"},
+    ]
+    assert body.count(turn) == 2
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_chat_with_a_system_text_of_its_own_is_the_same_bytes(role: str) -> None:
+    """Also in OpenAI's newer word for it."""
+    body = json.dumps({"messages": [{"role": role, "content": "mine"}]}).encode()
+
+    assert with_system(CHAT, body, "S") is body
+
+
+@pytest.mark.parametrize("body", [b'{"messages":[]}', b"{}"])
+def test_chat_without_messages_is_the_same_bytes(body: bytes) -> None:
+    """What is wrong with it is told by others."""
+    assert with_system(CHAT, body, "S") is body
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/embeddings", "/infill"])
+def test_path_without_a_place_for_a_system_text_is_the_same_bytes(path: str) -> None:
+    """A raw prompt is the client's."""
+    body = b'{"prompt":"x"}'
+
+    assert with_system(path, body, "S") is body
+
+
+@pytest.mark.parametrize(
+    "messages", [b'"x"', b"1", b"{}", b"[1]", b'["x"]', b'[{"role":1}]', b"[" * 3000]
+)
+def test_messages_of_a_wrong_type_are_a_client_error(messages: bytes) -> None:
+    """No other exception leaves, however deep the JSON is."""
+    with pytest.raises(RequestError, match="invalid request"):
+        with_system(CHAT, b'{"messages":' + messages + b"}", "S")
