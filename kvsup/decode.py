@@ -128,7 +128,7 @@ def decode_models(
     for variant, table in _variants(file, problems):
         decoder.struct(ModelConfig, {"model": "", **table}, f"variants.{variant}.")
         name = variant_name(str(base["name"]), variant)
-        tables.append({**_overlay(base, table), "name": name})
+        tables.append({**overlay(base, table), "name": name})
     models = [_quietly(ModelConfig, table) for table in tables]
     return [msgspec.structs.replace(m, source=file.name) for m in models if m], problems
 
@@ -159,7 +159,8 @@ def variant_name(base: str, variant: str) -> str:
     return f"{base}-{variant}" if ":" in base else f"{base}:{variant}"
 
 
-def _overlay(base: Table, table: Table) -> dict[str, Any]:
+def overlay(base: Table, table: Table) -> dict[str, Any]:
+    """Return the TOML keys of a variant: those of its ``table`` over those that it inherits."""
     merged = {key: value for key, value in base.items() if key not in _NOT_INHERITED}
     for key, value in table.items():
         below = merged.get(key)

@@ -2,14 +2,20 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 import typer
 
 from kvsup.errors import KvsupError
+from kvsup.keys import is_sendable
 from kvsup.runtime.configdir import read_host
+from kvsup.runtime.keyfile import read_manage_key
 from kvsup.runtime.paths import address_file, config_dir, state_dir, url_of
+
+KEY_VARIABLE = "KVSUP_API_KEY"
+"""Variable with the API key that the command line sends."""
 
 
 def get(path: str) -> Any:
@@ -52,7 +58,23 @@ def base_url() -> str:
 def _client() -> httpx.Client:
     """Return a client that waits for answers: a log can be silent for hours."""
     waiting = httpx.Timeout(None, connect=5.0)
-    return httpx.Client(base_url=base_url(), timeout=waiting, trust_env=False)
+    key = _manage_key()
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=base_url(), headers=headers, timeout=waiting, trust_env=False)
+
+
+def _manage_key() -> str | None:
+    """Return the API key to send: ``$KVSUP_API_KEY``, else one of the key file in plain text.
+
+    Raises:
+        KvsupError: the variable cannot be sent as a key.
+    """
+    if key := os.environ.get(KEY_VARIABLE):
+        if not is_sendable(key):
+            raise KvsupError(f"{KEY_VARIABLE} is no API key: it has blanks or signs beyond ASCII")
+        return key
+    host, _ = read_host(config_dir(None), os.environ)
+    return None if host.api_keys is None else read_manage_key(Path(host.api_keys))
 
 
 def _send(method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -75,5 +97,7 @@ def _checked(answer: httpx.Response) -> httpx.Response:
             message = answer.json()["error"]
         except (ValueError, KeyError):
             message = f"HTTP {answer.status_code}: {answer.text}"
+        if answer.status_code in {401, 403}:
+            message = f"{message}; set {KEY_VARIABLE} to a key of scope manage"
         raise KvsupError(str(message))
     return answer

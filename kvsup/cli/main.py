@@ -59,13 +59,16 @@ def run(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error.", show_default=False)
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without API keys.")
+    ] = False,
 ) -> None:
     """Serve the models of a configuration folder until a signal ends it."""
     from kvsup import serve
 
     configuration = _configuration(config_dir)
     _log_to_stderr(log_level or configuration.host.log_level)
-    serve.run(configuration, os.environ)
+    serve.run(configuration, os.environ, is_insecure=insecure)
 
 
 @app.command()

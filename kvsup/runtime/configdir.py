@@ -1,26 +1,27 @@
 """Read a configuration folder into plans: the only place where configuration files are read."""
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import tomli
 
 from kvsup.checks import Finding, model_findings, name_clashes
 from kvsup.config import HostConfig, ModelConfig
 from kvsup.decode import Source, decode_host, decode_models, variant_name
 from kvsup.environment import read_environment
 from kvsup.errors import ConfigError, Problem
+from kvsup.keys import KeyRing
 from kvsup.llama.binary import Binary
 from kvsup.ollama.access import OriginRules
 from kvsup.plan import Plan, make_plan
 from kvsup.runtime import paths
 from kvsup.runtime.binaries import default_binary, probe
+from kvsup.runtime.keyfile import read_keys
 from kvsup.runtime.modelfile import read_model_file
+from kvsup.runtime.tomlfile import read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,19 @@ class Configuration:
     plans: tuple[Plan, ...]
     state_dir: Path
     run_dir: Path
+    keys: KeyRing | None
+    """Who may call; None where no key is asked for."""
 
 
-def read_configuration(folder: Path, environ: Mapping[str, str]) -> Configuration:
+def read_configuration(
+    folder: Path, environ: Mapping[str, str], *, may_be_empty: bool = False
+) -> Configuration:
     """Return the configuration of ``folder``, with Ollama's variables in ``environ`` under it.
+
+    Args:
+        folder: with a TOML file for each model.
+        environ: the environment.
+        may_be_empty: a folder without a model is right: its last one was deleted.
 
     Raises:
         ConfigError: with every problem of every file.
@@ -47,12 +57,14 @@ def read_configuration(folder: Path, environ: Mapping[str, str]) -> Configuratio
         )
     reading = _Reading(folder, environ)
     host = reading.host()
+    keys = reading.keys(host)
     state = paths.state_dir(host.state_dir)
     run = paths.run_dir(state)
-    plans = [reading.plan(model, source, state, run) for model, source in reading.models()]
+    models = reading.models(may_be_empty=may_be_empty)
+    plans = [reading.plan(model, source, state, run) for model, source in models]
     if error := reading.error():
         raise error
-    return Configuration(folder, host, tuple(plan for plan in plans if plan), state, run)
+    return Configuration(folder, host, tuple(plan for plan in plans if plan), state, run, keys)
 
 
 def read_host(folder: Path, environ: Mapping[str, str]) -> tuple[HostConfig, ConfigError | None]:
@@ -82,9 +94,12 @@ class _Reading:
     def __post_init__(self) -> None:
         environment = read_environment(self.environ)
         self._environment = Source("environment", environment.table, spelling=environment.spelling)
-        sources = self._sources()
-        self._host_file = sources.pop(self.folder / paths.HOST_FILE, None)
-        self._model_files = list(sources.items())
+        files = sorted(self.folder.glob(self.only))
+        host_file = self.folder / paths.HOST_FILE
+        self._host_file = self._source(host_file) if host_file in files else None
+        keys = self._key_file()
+        models = [f for f in files if f != host_file and _absolute(f.name, self.folder) != keys]
+        self._model_files = [(path, source) for path in models if (source := self._source(path))]
 
     def error(self) -> ConfigError | None:
         """Return what was found, by file and line; None if all is well."""
@@ -104,9 +119,20 @@ class _Reading:
         if host.state_dir is not None:
             state = str(_absolute(host.state_dir, self.folder))
             host = msgspec.structs.replace(host, state_dir=state)
+        if (keys := self._key_file()) is not None:
+            host = msgspec.structs.replace(host, api_keys=str(keys))
         return host
 
-    def models(self) -> list[tuple[ModelConfig, Source]]:
+    def keys(self, host: HostConfig) -> KeyRing | None:
+        """Return the API keys, None where the host names no file of them."""
+        if host.api_keys is None:
+            return None
+        path = Path(host.api_keys)
+        keys, problems = read_keys(path, _shown(path))
+        self._problems += problems
+        return keys
+
+    def models(self, *, may_be_empty: bool) -> list[tuple[ModelConfig, Source]]:
         """Return every model and variant with the file it stands in."""
         shared = {**self._environment.table, **(self._host_file.table if self._host_file else {})}
         if isinstance(server := shared.get("llama_server"), str):
@@ -119,7 +145,7 @@ class _Reading:
         sources = {id(model): source for model, source in models}
         for model, finding in name_clashes(model for model, _ in models):
             self._note(model, sources[id(model)], finding)
-        if not self._model_files and not self._problems:
+        if not self._model_files and not self._problems and not may_be_empty:
             self._problems.append(
                 Problem(
                     _shown(self.folder), None, "",
@@ -143,21 +169,18 @@ class _Reading:
             return None
         return make_plan(model, known, file, inherited=self.environ, run_dir=str(run))
 
-    def _sources(self) -> dict[Path, Source]:
-        """Return every TOML file of the folder that can be parsed, by name."""
-        found = {}
-        for path in sorted(self.folder.glob(self.only)):
-            name = _shown(path)
-            try:
-                text = path.read_text("utf-8-sig")
-                found[path] = Source(name, tomli.loads(text), text)
-            except (OSError, UnicodeDecodeError) as error:
-                self._problems.append(Problem(name, None, "", f"cannot be read: {error}"))
-            except tomli.TOMLDecodeError as error:
-                line = re.search(r"at line (\d+)", str(error))
-                number = int(line[1]) if line else None
-                self._problems.append(Problem(name, number, "", f"is no TOML: {error}"))
-        return found
+    def _source(self, path: Path) -> Source | None:
+        """Return a TOML file, parsed; None with its problem noted."""
+        source = read_toml(path, _shown(path))
+        if isinstance(source, Problem):
+            self._problems.append(source)
+            return None
+        return source
+
+    def _key_file(self) -> Path | None:
+        """Return the file of API keys that kvsup.toml names; it is no model's, wherever it lies."""
+        named = self._host_file.table.get("api_keys") if self._host_file else None
+        return _absolute(named, self.folder) if isinstance(named, str) else None
 
     def _binary(self, path: str, state: Path) -> Binary | str:
         """Return the binary at ``path``, asked once in this reading, or what is wrong with it."""
