@@ -1,0 +1,220 @@
+"""Copy and delete models: files of the configuration folder, never weights.
+
+Whatever a file loses, the trash folder has as it was before: ``NAME-1.toml``, ``NAME-2.toml`` …
+The caller reads the configuration again afterwards.
+"""
+
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from kvsup.decode import Source, overlay, variant_name
+from kvsup.errors import ConfigError, Problem, RequestError
+from kvsup.ollama.names import DEFAULT_TAG, display_name, lookup_keys, valid_name
+from kvsup.plan import Plan
+from kvsup.runtime.paths import HOST_FILE
+from kvsup.runtime.tomlfile import read_toml
+from kvsup.tomltext import rewrite
+
+Table = Mapping[str, Any]
+
+_OWN = ("aliases", "preload", "pin")
+"""Keys of one variant that a copy of it has not: a name is one model's, and memory was its due."""
+
+_MAX_STEM_CHARACTERS = 100
+
+
+def copy_model(
+    folder: Path, source: Plan, destination: str, *, existing: Plan | None, trash: Path
+) -> Path:
+    """Write a file that serves ``source`` under the name ``destination`` too; return its path.
+
+    It has what the source has, a variant's values over its model's, but not its aliases,
+    ``preload``, ``pin`` and variants. A copy onto itself, or onto an alias of itself, is none.
+
+    Args:
+        folder: the configuration folder.
+        source: the model, or a variant of one.
+        destination: the new name.
+        existing: what has this name now; it is deleted as ``delete_model`` does.
+        trash: folder for what is replaced; made if missing.
+
+    Raises:
+        RequestError: ``destination`` is no model name, or the model that ``source`` is a variant
+            of, with which it would go.
+        ConfigError: a file cannot be read or written, or no longer holds the model.
+    """
+    if not valid_name(destination):
+        raise RequestError(f'destination "{destination}" is invalid')
+    path = _file_of(folder, source)
+    if existing is not None and existing.name == source.name:
+        return path
+    file = _read(path)
+    variant, base = _variant_of(file, path, source), _base_name(file, path)
+    if existing is not None and variant is not None and _is_same(destination, base):
+        raise RequestError(
+            f"'{source.name}' is a variant of '{destination}' and would go with it; "
+            "copy it to another name first"
+        )
+    values = overlay(file.table, file.table["variants"][variant] if variant else {})
+    name = display_name(destination).removesuffix(f":{DEFAULT_TAG}")
+    wanted = {"name": name, **{k: v for k, v in values.items() if k not in _OWN}}
+    with _writing(folder, rewrite(file.text, wanted), mode=_mode(path)) as written:
+        if existing is not None:
+            delete_model(folder, existing, destination, trash=trash)
+        target = _free_path(folder, name)
+        written.replace(target)
+    return target
+
+
+def delete_model(folder: Path, plan: Plan, name: str, *, trash: Path) -> None:
+    """Take ``name``, one of the names of ``plan``, out of the configuration folder.
+
+    The name of a model takes its file, with all variants in it; that of a variant only its table;
+    an alias only itself.
+
+    Raises:
+        ConfigError: a file cannot be read or written, or no longer holds the name.
+    """
+    path = _file_of(folder, plan)
+    file = _read(path)
+    left = _without(file, path, plan, name)
+    _keep(path, trash)
+    if left is not None:
+        real = path.resolve()  # a link stays one
+        with _writing(real.parent, rewrite(file.text, left), mode=_mode(path)) as written:
+            written.replace(real)
+        return
+    try:
+        path.unlink()
+        _sync(folder)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be removed: {error}") from error
+
+
+def _without(file: Source, path: Path, plan: Plan, name: str) -> Table | None:
+    """Return what is left of ``file`` without ``name``; None if that is nothing."""
+    variant = _variant_of(file, path, plan)
+    if _is_same(name, plan.name):
+        return None if variant is None else _with_variant(file.table, variant, None)
+    holder = file.table if variant is None else file.table["variants"][variant]
+    aliases = holder.get("aliases")
+    known = [str(alias) for alias in aliases] if isinstance(aliases, list) else []
+    left = [alias for alias in known if not _is_same(alias, name)]
+    if left == known:
+        raise _changed(path, name)
+    changed = {key: value for key, value in holder.items() if key != "aliases"}
+    changed |= {"aliases": left} if left else {}
+    return changed if variant is None else _with_variant(file.table, variant, changed)
+
+
+def _with_variant(table: Table, variant: str, changed: Table | None) -> Table:
+    """Return ``table`` with one variant replaced, or without it."""
+    variants = {name: value for name, value in table["variants"].items() if name != variant}
+    variants |= {} if changed is None else {variant: changed}
+    rest = {key: value for key, value in table.items() if key != "variants"}
+    return {**rest, **({"variants": variants} if variants else {})}
+
+
+def _variant_of(file: Source, path: Path, plan: Plan) -> str | None:
+    """Return which variant of ``file`` the plan is; None where it is the model itself."""
+    base = _base_name(file, path)
+    if plan.name == base:
+        return None
+    variants = file.table.get("variants")
+    if isinstance(variants, Mapping):
+        for variant, table in variants.items():
+            if variant_name(base, variant) == plan.name and isinstance(table, Mapping):
+                return str(variant)
+    raise _changed(path, plan.name)
+
+
+def _base_name(file: Source, path: Path) -> str:
+    return str(file.table.get("name", path.stem))
+
+
+def _is_same(name: str, other: str) -> bool:
+    return lookup_keys(name)[:1] == lookup_keys(other)[:1]
+
+
+def _file_of(folder: Path, plan: Plan) -> Path:
+    return folder / Path(plan.model.source).name
+
+
+def _read(path: Path) -> Source:
+    source = read_toml(path, str(path))
+    if isinstance(source, Problem):
+        raise ConfigError((source,))
+    return source
+
+
+def _changed(path: Path, name: str) -> ConfigError:
+    return ConfigError(f"{path} no longer holds '{name}'; run kvsup reload")
+
+
+def _free_path(folder: Path, name: str) -> Path:
+    """Return a path that no file has, whatever the case, and that is no host's file."""
+    stem = re.sub(r"[^a-z0-9_.-]", "-", name.lower())[:_MAX_STEM_CHARACTERS]
+    taken = {HOST_FILE, *(path.name.lower() for path in folder.iterdir())}
+    names = (f"{stem}.toml" if n == 1 else f"{stem}-{n}.toml" for n in count(1))
+    return folder / next(name for name in names if name not in taken)
+
+
+def _keep(path: Path, trash: Path) -> None:
+    """Copy a file to the trash folder, under a name that is free there."""
+    try:
+        trash.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = path.read_bytes()
+        for n in count(1):
+            try:
+                kept = (trash / f"{path.stem}-{n}.toml").open("xb")
+            except FileExistsError:
+                continue
+            with kept:
+                kept.write(content)
+                os.fsync(kept.fileno())
+            _sync(trash)
+            return
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be kept in {trash}: {error}") from error
+
+
+@contextmanager
+def _writing(folder: Path, text: str, *, mode: int) -> Iterator[Path]:
+    """Hold a new file beside its place, safe on disk; whoever is inside renames it."""
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".new")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from error
+    written = Path(name)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, no path
+            file.write(text)
+            file.flush()
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        yield written
+        _sync(folder)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}") from error
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _sync(folder: Path) -> None:
+    """Have the entries of a folder outlive a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
