@@ -3,7 +3,8 @@
     KvsupError
     ├── ConfigError          the operator: a file, key or flag is wrong
     ├── RequestError         the client: the request is wrong
-    │   └── ModelNotFound    the client: no such model
+    │   ├── ModelNotFound    the client: no such model
+    │   └── Unsupported      the client: kvsup does not do this
     ├── CapacityError        wait, or free memory
     │   └── QueueFull        wait: too many requests wait already
     ├── InstanceError        the operator: a llama-server does not run
@@ -57,6 +58,10 @@ class ModelNotFound(RequestError):  # noqa: N818 - the word clients know
     def __init__(self, name: str, text: str | None = None) -> None:
         self.name = name
         super().__init__(text or f"model '{name}' not found")
+
+
+class Unsupported(RequestError):  # noqa: N818 - it says what is
+    """Ollama does it, kvsup does not; the message says what to do instead."""
 
 
 class CapacityError(KvsupError):

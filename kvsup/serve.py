@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -18,7 +19,8 @@ import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
 
 from kvsup import events
-from kvsup.api.app import create_app
+from kvsup.api.app import Store, create_app
+from kvsup.api.auth import is_loopback
 from kvsup.config import HostConfig
 from kvsup.errors import ConfigError, KvsupError
 from kvsup.runtime import orphans, paths
@@ -29,6 +31,10 @@ from kvsup.runtime.paths import LLAMA_CONFIG
 logger = logging.getLogger("kvsup")
 
 _BACKLOG = 2048
+_OPEN = (
+    "other machines can reach {host}, and there are no API keys; set api_keys in kvsup.toml, "
+    "listen on 127.0.0.1, or start with --insecure"
+)
 _IDLE_TIMEOUT_S = 120
 """Ollama never closes an idle connection; a short time-out races the pools of clients."""
 
@@ -49,9 +55,16 @@ class _Server(uvicorn.Server):
 class Supervisor:
     """One running kvsup."""
 
-    def __init__(self, configuration: Configuration, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        environ: Mapping[str, str],
+        *,
+        keys_needed: bool,
+    ) -> None:
         self._configuration = configuration
         self._environ = environ
+        self._keys_needed = keys_needed
         self._fleet = Fleet(configuration.plans, configuration.host, emit=_log_event)
         self._fleet_ended = anyio.Event()
         self._one_at_a_time = anyio.CapacityLimiter(1)
@@ -64,7 +77,12 @@ class Supervisor:
         → grace → SIGKILL → reap → unlink: the last five are each instance's own.
         """
         host = self._configuration.host
-        app = create_app(self._fleet, host, reload=self.reload)
+        store = Store(
+            self._configuration.folder,
+            trash=self._configuration.state_dir / "deleted",
+            reload=self.reload,
+        )
+        app = create_app(self._fleet, host, store=store, keys=lambda: self._configuration.keys)
         server = _Server(
             uvicorn.Config(
                 app,
@@ -98,13 +116,16 @@ class Supervisor:
             ConfigError: something is wrong in it; nothing has changed.
         """
         old = self._configuration.host
-        self._configuration = await anyio.to_thread.run_sync(
-            read_configuration,
+        configuration = await anyio.to_thread.run_sync(
+            partial(read_configuration, may_be_empty=True),
             self._configuration.folder,
             self._environ,
             limiter=self._one_at_a_time,
         )
-        new = self._configuration.host
+        if self._keys_needed and configuration.keys is None:
+            raise ConfigError(_OPEN.format(host=old.host))
+        self._configuration = configuration
+        new = configuration.host
         if (old.host, old.port, old.origins, old.state_dir) != (
             new.host, new.port, new.origins, new.state_dir,
         ):  # fmt: skip
@@ -143,10 +164,18 @@ class Supervisor:
                     server.should_exit = True
 
 
-def run(configuration: Configuration, environ: Mapping[str, str]) -> None:
+def run(
+    configuration: Configuration, environ: Mapping[str, str], *, is_insecure: bool = False
+) -> None:
     """Serve ``configuration`` until a signal; the address must be free, the state folder ours.
 
+    Args:
+        configuration: what to serve.
+        environ: the environment, for reloads and children.
+        is_insecure: listen beyond this machine even without API keys.
+
     Raises:
+        ConfigError: other machines could call and there are no API keys.
         KvsupError: the port or the state folder is in use; the message says by whom.
     """
     with _lock(configuration.state_dir), paths.made(configuration.run_dir):
@@ -154,6 +183,10 @@ def run(configuration: Configuration, environ: Mapping[str, str]) -> None:
             logger.warning("killed a llama-server of an earlier run (pid %d)", pid)
         host = configuration.host
         listener = bind(host)
+        is_reachable = not is_loopback(listener.getsockname()[0])
+        if is_reachable and configuration.keys is None and not is_insecure:
+            listener.close()
+            raise ConfigError(_OPEN.format(host=host.host))
         url = paths.url_of(*listener.getsockname()[:2])
         address = paths.address_file(configuration.state_dir)
         address.unlink(missing_ok=True)  # one that was killed leaves its own
@@ -163,13 +196,22 @@ def run(configuration: Configuration, environ: Mapping[str, str]) -> None:
             names = ", ".join(plan.name for plan in configuration.plans)
             shown = url if host.host in url else f"{host.host}:{listener.getsockname()[1]} ({url})"
             logger.info("listening on %s, models: %s", shown, names)
+            if configuration.keys is not None:
+                scopes = (
+                    f"{key.name} ({key.scope.name.lower()})" for key in configuration.keys.keys
+                )
+                logger.info("API keys: %s", ", ".join(scopes))
+            elif is_reachable:
+                logger.warning("whoever reaches %s can use every model: no API keys", host.host)
             for plan in configuration.plans:
                 for note in plan.notes:
                     logger.warning("%s: %s", plan.name, note)
             if LLAMA_CONFIG.exists():
                 logger.warning("every llama-server reads %s, too", LLAMA_CONFIG)
 
-        supervisor = Supervisor(configuration, environ)
+        supervisor = Supervisor(
+            configuration, environ, keys_needed=is_reachable and not is_insecure
+        )
         try:
             anyio.run(
                 lambda: supervisor.run(listener, listening=listening),

@@ -7,6 +7,7 @@ import pytest
 
 from kvsup.runtime.paths import cache_dir
 from tests.running import RunningKvsup
+from tests.tiny import TinyModels
 
 BUILDS = ("b11434-cpu", "b10434-vulkan")
 """Every test on a real llama-server that asks for ``any_build`` runs on both."""
@@ -29,10 +30,19 @@ def any_build(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Return the demo model."""
-    path = cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if not path.is_file():
-        pytest.fail(f"{path} is missing; run scripts/test")
-    return path
+    return _model("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Return a base model, without a chat template, most of whose layers have a sliding window."""
+    return _model("gemma-3-270m-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Return tiny models whose answers are known beforehand."""
+    return TinyModels(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -54,7 +64,14 @@ def start_kvsup(tmp_path: Path, llama_server: Path) -> Iterator[StartKvsup]:
 
 
 def _binary(folder: str) -> Path:
-    path = cache_dir() / "llama-server" / folder / "llama-server"
+    return _existing(cache_dir() / "llama-server" / folder / "llama-server")
+
+
+def _model(name: str) -> Path:
+    return _existing(cache_dir() / "models" / name)
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         pytest.fail(f"{path} is missing; run scripts/test")
     return path

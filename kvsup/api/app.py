@@ -1,102 +1,200 @@
 """The route table, and what answers for routes that are not there."""
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import psutil
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from kvsup import __version__
+from kvsup.api import cloud, openapi
+from kvsup.api.auth import Auth, is_loopback
+from kvsup.api.catalogue import CatalogueHandlers
 from kvsup.api.control import ControlHandlers
+from kvsup.api.embedding import EmbeddingHandlers
 from kvsup.api.errors import OLLAMA, OPENAI, ErrorShape
-from kvsup.api.exchange import Endpoint, Handler
+from kvsup.api.exchange import Endpoint, Exchange, Handler
+from kvsup.api.generation import GenerationHandlers
 from kvsup.api.guard import Guard
-from kvsup.api.handlers import OllamaHandlers
-from kvsup.api.passthrough import PassthroughHandlers
+from kvsup.api.passthrough import (
+    ANTHROPIC_DIALECT,
+    NATIVE_DIALECT,
+    OPENAI_DIALECT,
+    Dialect,
+    PassthroughHandlers,
+)
+from kvsup.api.router import RouterHandlers
+from kvsup.api.show import ShowHandlers
 from kvsup.config import HostConfig
+from kvsup.keys import KeyRing
 from kvsup.ollama.access import OriginRules
 from kvsup.runtime.fleet import Fleet
 
-Handles = Endpoint | Callable[[Request], Awaitable[Response]]
+_GET, _POST, _BOTH = {"GET"}, {"POST"}, {"GET", "HEAD"}
 
-_LOOPBACK = ("127.", "localhost", "::1")
+_NATIVE_PATHS = (
+    "/completion", "/completions", "/infill", "/embedding", "/embeddings", "/tokenize",
+    "/detokenize", "/apply-template", "/rerank", "/reranking",
+)  # fmt: skip
+"""llama-server's own (tools/server/server.cpp, b11434)."""
+
+_OPENAI_PATHS = ("/chat/completions", "/responses", "/audio/transcriptions")
+"""OpenAI's, for clients whose base URL lacks ``/v1``."""
 
 
-def create_app(fleet: Fleet, host: HostConfig, *, reload: Callable[[], Awaitable[None]]) -> ASGIApp:
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Where the catalogue is kept, and how it is taken up anew."""
+
+    folder: Path
+    """The configuration folder."""
+    trash: Path
+    """Where deleted files go."""
+    reload: Callable[[], Awaitable[None]]
+    """Reads the configuration again; raises ``ConfigError`` and changes nothing if it is wrong."""
+
+
+def create_app(
+    fleet: Fleet, host: HostConfig, *, store: Store, keys: Callable[[], KeyRing | None]
+) -> ASGIApp:
     """Return the ASGI application that serves ``fleet``.
 
     Args:
         fleet: the instances.
         host: addresses, origins and the body limit.
-        reload: reads the configuration again; raises ``ConfigError`` and changes nothing if it is
-            wrong.
+        store: what the catalogue's changes write to.
+        keys: returns the API keys as they are now, None where none is asked for.
 
     Raises:
         ValueError: an entry of ``origins`` is malformed.
     """
-    max_body_bytes = host.max_body_bytes
-
-    def serve(handler: Handler, shape: ErrorShape = OLLAMA) -> Endpoint:
-        return Endpoint(handler, shape=shape, max_body_bytes=max_body_bytes)
-
-    ollama = OllamaHandlers(fleet)
-    passed = PassthroughHandlers(fleet)
-    control = ControlHandlers(fleet, reload=reload)
-    get, post, both = {"GET"}, {"POST"}, {"GET", "HEAD"}
-    app = Starlette(
-        routes=[
-            _route("/", _hello, both),
-            _route("/api/version", serve(ollama.version), both),
-            _route("/api/tags", serve(ollama.tags), both),
-            _route("/api/ps", serve(ollama.ps), get),
-            _route("/api/show", serve(ollama.show), post),
-            _route("/api/chat", serve(ollama.chat), post),
-            _route("/api/generate", serve(ollama.generate), post),
-            _route("/api/embed", serve(ollama.embed), post),
-            _route("/api/embeddings", serve(ollama.embeddings), post),
-            _route("/v1/models", serve(passed.models, OPENAI), both),
-            _route("/v1/models/{name:path}", serve(passed.model, OPENAI), get),
-            _route("/v1/{path:path}", serve(passed.v1, OPENAI), post),
-            _route(
-                "/upstream/{rest:path}",
-                serve(passed.upstream, OPENAI),
-                {"GET", "POST", "DELETE"},
-            ),
-            _route("/kvsup/models", serve(control.models), get),
-            _route("/kvsup/stop", serve(control.stop), post),
-            _route("/kvsup/reset", serve(control.reset), post),
-            _route("/kvsup/reload", serve(control.reload), post),
-            _route("/kvsup/logs/{name:path}", serve(control.logs), get),
-        ],
-        exception_handlers={HTTPException: _not_routed},
-    )
+    routes = _routes(fleet, store, max_body_bytes=host.max_body_bytes)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
+    app.router.redirect_slashes = False
     return Guard(
-        app,
+        Auth(_Slashes(app, routes), keys=keys),
         origins=OriginRules(host.origins),
-        bound_to_loopback=host.host.startswith(_LOOPBACK),
+        bound_to_loopback=host.host == "localhost" or is_loopback(host.host),
         own_names={socket.gethostname().lower()},
         own_addresses={a.address for many in psutil.net_if_addrs().values() for a in many},
     )
 
 
-def _route(path: str, endpoint: Handles, methods: set[str]) -> BaseRoute:
+def _routes(fleet: Fleet, store: Store, *, max_body_bytes: int) -> list[BaseRoute]:
+    def serve(
+        path: str, handler: Handler, methods: set[str] = _POST, shape: ErrorShape = OLLAMA
+    ) -> BaseRoute:
+        return _route(path, Endpoint(handler, shape=shape, max_body_bytes=max_body_bytes), methods)
+
+    def passed(path: str, dialect: Dialect) -> BaseRoute:
+        return serve(path, passthrough.of(dialect), shape=dialect.shape)
+
+    generation, embedding = GenerationHandlers(fleet), EmbeddingHandlers(fleet)
+    catalogue = CatalogueHandlers(
+        fleet, folder=store.folder, trash=store.trash, reload=store.reload
+    )
+    passthrough, router = PassthroughHandlers(fleet), RouterHandlers(fleet)
+    control = ControlHandlers(fleet, reload=store.reload)
+    return [
+        serve("/", _hello, _BOTH),
+        serve("/health", _health, _BOTH),
+        serve("/openapi.json", _openapi, _GET),
+        serve("/api/version", catalogue.version, _BOTH),
+        serve("/api/tags", catalogue.tags, _BOTH),
+        serve("/api/ps", catalogue.ps, _GET),
+        serve("/api/show", ShowHandlers(fleet).show),
+        serve("/api/chat", generation.chat),
+        serve("/api/generate", generation.generate),
+        serve("/api/embed", embedding.embed),
+        serve("/api/embeddings", embedding.embeddings),
+        serve("/api/copy", catalogue.copy),
+        serve("/api/delete", catalogue.delete, {"DELETE"}),
+        serve("/api/pull", catalogue.pull),
+        serve("/api/push", catalogue.push),
+        serve("/api/create", catalogue.create),
+        serve("/api/blobs/{digest}", catalogue.blob, {"HEAD", "POST"}),
+        serve("/api/status", cloud.status, _GET),
+        serve("/api/me", cloud.me),
+        serve("/api/signout", cloud.signout),
+        serve("/api/user/keys/{key}", cloud.signout, {"DELETE"}),
+        serve("/api/experimental/web_search", cloud.web_search),
+        serve("/api/experimental/web_fetch", cloud.web_fetch),
+        serve("/api/experimental/model-recommendations", cloud.recommendations, _GET),
+        serve("/v1/health", _health, _BOTH),
+        serve("/v1/models", passthrough.models, _BOTH, OPENAI),
+        serve("/v1/models/{name:path}", passthrough.model, _GET, OPENAI),
+        passed("/v1/messages", ANTHROPIC_DIALECT),
+        passed("/v1/messages/count_tokens", ANTHROPIC_DIALECT),
+        passed("/v1/{path:path}", OPENAI_DIALECT),
+        *(passed(path, OPENAI_DIALECT) for path in _OPENAI_PATHS),
+        *(passed(path, NATIVE_DIALECT) for path in _NATIVE_PATHS),
+        serve("/models", router.models, _GET, OPENAI),
+        serve("/models/load", router.load, shape=OPENAI),
+        serve("/models/unload", router.unload, shape=OPENAI),
+        serve("/models/sse", router.sse, _GET, OPENAI),
+        serve("/upstream/{rest:path}", passthrough.upstream, {"GET", "POST", "DELETE"}, OPENAI),
+        serve("/kvsup/models", control.models, _GET),
+        serve("/kvsup/stop", control.stop),
+        serve("/kvsup/reset", control.reset),
+        serve("/kvsup/reload", control.reload),
+        serve("/kvsup/logs/{name:path}", control.logs, _GET),
+    ]
+
+
+def _route(path: str, endpoint: Endpoint, methods: set[str]) -> BaseRoute:
     """Return a route for exactly ``methods``: Starlette adds HEAD to GET, Ollama does not."""
     route = Route(path, endpoint, methods=sorted(methods))
     route.methods = methods
     return route
 
 
-async def _hello(_request: Request) -> Response:
-    return PlainTextResponse("Ollama is running")
+async def _hello(exchange: Exchange) -> None:
+    await exchange.answer(b"Ollama is running", content_type=b"text/plain; charset=utf-8")
+
+
+async def _health(exchange: Exchange) -> None:
+    await exchange.answer(b'{"status":"ok"}')
+
+
+async def _openapi(exchange: Exchange) -> None:
+    await exchange.answer(msgspec.json.encode(openapi.document(__version__)))
 
 
 async def _not_routed(_request: Request, error: Exception) -> Response:
     """Answer as gin does: Ollama's clients see these texts."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
-    texts = {404: "404 page not found", 405: "405 method not allowed"}
-    text = texts.get(error.status_code, error.detail)
-    return PlainTextResponse(text, error.status_code, headers=error.headers)
+    texts = {404: b"404 page not found", 405: b"405 method not allowed"}
+    text = texts.get(error.status_code, error.detail.encode())
+    headers = {"content-type": "text/plain", **(error.headers or {})}
+    return Response(text, error.status_code, headers=headers)
+
+
+class _Slashes:
+    """Leads from a path with a slash too many to the one without it, as gin does."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 301 to a GET, 307 to other methods; pass on what is right as it is."""
+        path: str = scope.get("path", "")
+        bare = path.rstrip("/")
+        if path == bare or not bare or path.startswith("/upstream/") or not self._is_route(bare):
+            await self._app(scope, receive, send)
+            return
+        status = 301 if scope["method"] == "GET" else 307
+        to = Request(scope).url.replace(path=bare)
+        await RedirectResponse(to, status)(scope, receive, send)
+
+    def _is_route(self, path: str) -> bool:
+        scope = {"type": "http", "method": "GET", "path": path, "root_path": ""}
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._routes)

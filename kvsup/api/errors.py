@@ -1,10 +1,12 @@
-"""Which HTTP status each exception becomes, and the two shapes of an error answer."""
+"""Which HTTP status each exception becomes, and the three shapes of an error answer."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
+from kvsup.anthropic import errors as anthropic_errors
+from kvsup.api.contentcoding import TooLarge
+from kvsup.api.naming import CloudDisabled
 from kvsup.errors import (
     CapacityError,
     EngineError,
@@ -13,17 +15,25 @@ from kvsup.errors import (
     ModelNotFound,
     QueueFull,
     RequestError,
+    Unsupported,
     UpstreamError,
 )
+from kvsup.llama.wire import error_message
+from kvsup.ollama.gotemplate import TemplateError
 from kvsup.ollama.ndjson import encode
 from kvsup.ollama.options import OptionTypeError
 from kvsup.ollama.requests import InvalidFormat
+from kvsup.openai import errors as openai_errors
 
 STATUS: dict[type[KvsupError], int] = {
     RequestError: 400,
     ModelNotFound: 404,
+    CloudDisabled: 403,
+    TooLarge: 413,
     OptionTypeError: 500,  # Ollama's own choice (server/routes.go, 2026-08)
     InvalidFormat: 500,  # as above
+    TemplateError: 500,  # as above
+    Unsupported: 501,
     CapacityError: 503,
     QueueFull: 503,
     InstanceError: 500,
@@ -47,18 +57,35 @@ class ErrorShape:
     """The whole answer, from a text and a status."""
     last_event: Callable[[bytes], bytes]
     """The end of a stream that broke after its first byte, from a whole answer."""
+    of_engine: Callable[[bytes, int], bytes]
+    """The whole answer, from llama-server's and a status."""
 
 
-def _openai_body(text: str, status: int) -> bytes:
-    kinds = {400: "invalid_request_error", 404: "not_found_error", 503: "unavailable_error"}
-    kind = kinds.get(status, "api_error")
-    return msgspec.json.encode(
-        {"error": {"message": text, "type": kind, "param": None, "code": None}}
-    )
+def _request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
 
 
 OLLAMA = ErrorShape(
     body=lambda text, _status: encode({"error": text}),
     last_event=lambda body: body + b"\n",
+    of_engine=lambda body, _status: encode({"error": error_message(body)}),
 )
-OPENAI = ErrorShape(body=_openai_body, last_event=lambda body: b"data: " + body + b"\n\n")
+OPENAI = ErrorShape(
+    body=openai_errors.error_body,
+    last_event=openai_errors.last_event,
+    of_engine=openai_errors.from_engine,
+)
+ANTHROPIC = ErrorShape(
+    body=lambda text, status: anthropic_errors.error_body(text, status, request_id=_request_id()),
+    last_event=anthropic_errors.last_event,
+    of_engine=lambda body, status: anthropic_errors.from_engine(
+        body, status, request_id=_request_id()
+    ),
+)
+
+
+def shape_of(path: str) -> ErrorShape:
+    """Return the shape of the API that ``path`` belongs to."""
+    if path.startswith(("/api/", "/kvsup")):
+        return OLLAMA
+    return ANTHROPIC if path.startswith("/v1/messages") else OPENAI

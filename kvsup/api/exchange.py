@@ -12,7 +12,9 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from kvsup.api.contentcoding import TooLarge, decoded
 from kvsup.api.errors import OLLAMA, ErrorShape, status_of
+from kvsup.api.naming import explained
 from kvsup.errors import EngineError, KvsupError, RequestError
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,9 @@ SSE = b"text/event-stream"
 
 Header = tuple[bytes, bytes]
 
+SSE_HEADERS: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+"""Without them a reverse proxy holds events back."""
+
 
 class Exchange:
     """A request whose body has been read, and the answer to it."""
@@ -31,14 +36,19 @@ class Exchange:
         self.request = request
         self.body = body
         self.is_started = False
+        self._notes: list[Header] = []
         self._send = send
+
+    def note(self, text: str) -> None:
+        """Tell the client, in a header, what of its request is not as it asked."""
+        self._notes.append((b"x-kvsup-note", text.encode("ascii", "backslashreplace")))
 
     async def start(
         self, content_type: bytes, *, status: int = 200, headers: Iterable[Header] = ()
     ) -> None:
         """Send the head of the answer."""
         self.is_started = True
-        fields = [(b"content-type", content_type), *headers]
+        fields = [(b"content-type", content_type), *headers, *self._notes]
         await self._send({"type": "http.response.start", "status": status, "headers": fields})
 
     async def write(self, data: bytes) -> None:
@@ -55,15 +65,23 @@ class Exchange:
         await self.start(content_type, status=status, headers=[length])
         await self.end(data)
 
+    async def answer_empty(self, *, status: int = 200) -> None:
+        """Send an answer without a body, and so without a type."""
+        head = {"type": "http.response.start", "status": status}
+        await self._send({**head, "headers": [(b"content-length", b"0"), *self._notes]})
+        await self.end()
+
     async def fail(self, error: KvsupError, shape: ErrorShape) -> None:
         """Tell the client what went wrong: as a status, or as the last event of a stream."""
-        body = shape.body(str(error), status_of(error))
+        status = status_of(error)
+        if isinstance(error, EngineError) and error.body:
+            body = shape.of_engine(error.body, status)
+        else:
+            body = shape.body(str(error), status)
         if self.is_started:
             await self.end(shape.last_event(body))
-        elif isinstance(error, EngineError) and error.body and shape is not OLLAMA:
-            await self.answer(error.body, status=error.status)
         else:
-            await self.answer(body, status=status_of(error))
+            await self.answer(body, status=status)
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -89,7 +107,7 @@ class Endpoint:
         try:
             exchange.body = await self._read_body(exchange.request, receive)
         except RequestError as error:
-            await exchange.answer(self._shape.body(str(error), 413), status=413)
+            await exchange.fail(error, self._shape)
             return
         except ConnectionError:
             return
@@ -102,17 +120,18 @@ class Endpoint:
         try:
             await self._handler(exchange)
         except KvsupError as error:
-            logger.debug("%s: %s", exchange.request.url.path, error)
-            await exchange.fail(error, self._shape)
+            path = exchange.request.url.path
+            logger.debug("%s: %s", path, error)
+            await exchange.fail(explained(error, path), self._shape)
         except Exception as error:  # the last line: a bug must not end a stream as if it were whole
             logger.exception("%s: a bug in kvsup", exchange.request.url.path)
             await exchange.fail(KvsupError(f"internal error: {error!r}"), self._shape)
 
     async def _read_body(self, request: Request, receive: Receive) -> bytes:
-        too_large = RequestError(f"request body is larger than {self._max_body_bytes} bytes")
+        max_bytes = self._max_body_bytes
         announced = request.headers.get("content-length", "0")
-        if announced.isdigit() and int(announced) > self._max_body_bytes:
-            raise too_large
+        if announced.isdigit() and int(announced) > max_bytes:
+            raise TooLarge(max_bytes)
         chunks: list[bytes] = []
         n_bytes, more = 0, True
         while more:
@@ -121,11 +140,12 @@ class Endpoint:
                 raise ConnectionError("the client left while it sent its request")
             chunk = message.get("body", b"")
             n_bytes += len(chunk)
-            if n_bytes > self._max_body_bytes:
-                raise too_large
+            if n_bytes > max_bytes:
+                raise TooLarge(max_bytes)
             chunks.append(chunk)
             more = message.get("more_body", False)
-        return b"".join(chunks)
+        coding = request.headers.get("content-encoding", "")
+        return decoded(b"".join(chunks), coding, max_bytes=max_bytes)
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

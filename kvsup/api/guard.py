@@ -5,7 +5,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvsup.ollama.access import OriginRules, host_allowed
+from kvsup.ollama.access import OriginRules, host_allowed, is_own_name
 
 
 class Guard:
@@ -51,6 +51,10 @@ class Guard:
         ):
             await _answer(send, 403, extra)
             return
+        is_preflight = scope["method"] == "OPTIONS" and origin is None and self._bound_to_loopback
+        if is_preflight and is_own_name(host, self._own_names):
+            await _answer(send, 204, [])
+            return
         await self._app(scope, receive, _adding(send, extra) if extra else send)
 
 
@@ -68,5 +72,7 @@ def _adding(send: Send, extra: list[tuple[str, str]]) -> Send:
 
 async def _answer(send: Send, status: int, headers: list[tuple[str, str]]) -> None:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+    if status != 204:
+        raw.append((b"content-length", b"0"))
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": b""})

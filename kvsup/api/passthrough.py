@@ -1,16 +1,32 @@
-"""``/v1/*`` and ``/upstream/MODEL/*``: bytes pass through; only the model's name is read."""
+"""OpenAI's, Anthropic's and llama-server's own APIs: bytes pass through to the model's instance.
 
-from collections.abc import Callable
+Of a request only the model's name and what kvsup owns are read (``api/wishes.py``); members are
+put before and behind its own where the model has settings, or the answer must be steered or
+mended. Streams of chats and completions stay the bytes that llama-server sent.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 import msgspec
 
+from kvsup.anthropic import requests as anthropic_requests
 from kvsup.api import listing
-from kvsup.api.exchange import JSON, SSE, Exchange, Header
+from kvsup.api.errors import ANTHROPIC, OPENAI, ErrorShape
+from kvsup.api.exchange import JSON, SSE, SSE_HEADERS, Exchange
 from kvsup.api.relay import copy, relay
+from kvsup.api.wishes import Wishes, read_wishes
 from kvsup.errors import ModelNotFound, RequestError
+from kvsup.llama.defaults import sampling_members, with_defaults, with_system
 from kvsup.llama.steering import PassAnswer, steer
+from kvsup.mending import Mend, Prepared
 from kvsup.ollama import catalog
+from kvsup.ollama.names import full_name
+from kvsup.ollama.options import given_fields
+from kvsup.openai import requests as openai_requests
+from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.upstream import Response
 
@@ -19,14 +35,37 @@ _UPSTREAM = "/upstream/"
 _FORWARDED = frozenset({b"content-type", b"accept", b"anthropic-version", b"anthropic-beta"})
 """Request headers that go on; others are the hop's own, steer the engine, or are secret."""
 
-_SSE_HEADERS: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_SLOTLESS = ("/tokenize", "/detokenize", "/apply-template", "/count_tokens", "/input_tokens")
+"""Ends of paths whose requests take no slot."""
 
 
-class _Target(msgspec.Struct):
-    model: str | None = None
+_CANONICAL = {
+    path.removeprefix("/v1"): path
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions")
+}
+"""Paths that clients use whose base URL lacks ``/v1``, and which mean the same."""
 
 
-_target = msgspec.json.Decoder(_Target).decode
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """An API that llama-server speaks: how it says errors, and what kvsup checks and mends."""
+
+    shape: ErrorShape
+    prepare: Callable[[str, bytes, int | None], Prepared]
+    """Of a path, a body, and the context of one request where the model is known."""
+
+
+def _prepare_openai(path: str, body: bytes, n_ctx: int | None) -> Prepared:
+    return openai_requests.prepare(path, body, now_s=int(time.time()), n_ctx_tokens=n_ctx)
+
+
+def _prepare_anthropic(path: str, body: bytes, _n_ctx: int | None) -> Prepared:
+    return anthropic_requests.prepare(path, body)
+
+
+OPENAI_DIALECT = Dialect(OPENAI, _prepare_openai)
+ANTHROPIC_DIALECT = Dialect(ANTHROPIC, _prepare_anthropic)
+NATIVE_DIALECT = Dialect(OPENAI, lambda *_: Prepared(forced={}))
 
 
 class PassthroughHandlers:
@@ -35,22 +74,13 @@ class PassthroughHandlers:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    async def v1(self, exchange: Exchange) -> None:
-        """Answer ``POST /v1/…`` from the instance that the body's ``model`` names."""
-        path = _raw_path(exchange)
-        name = _model_name(exchange.body)
-        self._fleet.instance(name)
-        steered = steer(path, exchange.body)
-        async with self._fleet.lease(name) as instance:
-            await relay(
-                exchange,
-                instance,
-                path=path,
-                body=exchange.body if steered is None else steered.body,
-                make_answer=lambda response: _Passed(
-                    response, None if steered is None else steered.make_answer()
-                ),
-            )
+    def of(self, dialect: Dialect) -> Callable[[Exchange], Awaitable[None]]:
+        """Return what answers a POST of ``dialect`` from the model that its body names."""
+
+        async def passed(exchange: Exchange) -> None:
+            await self._pass(exchange, dialect)
+
+        return passed
 
     async def models(self, exchange: Exchange) -> None:
         """Answer ``GET /v1/models``."""
@@ -59,9 +89,10 @@ class PassthroughHandlers:
 
     async def model(self, exchange: Exchange) -> None:
         """Answer ``GET /v1/models/NAME``."""
-        instance = self._fleet.instance(exchange.request.path_params["name"])
-        entry = listing.catalog_entry(instance.plan)
-        await exchange.answer(msgspec.json.encode(catalog.openai_model(entry)))
+        name = exchange.request.path_params["name"]
+        entry = listing.catalog_entry(self._fleet.instance(name).plan)
+        answer = {**catalog.openai_model(entry), "id": name}
+        await exchange.answer(msgspec.json.encode(answer))
 
     async def upstream(self, exchange: Exchange) -> None:
         """Answer ``/upstream/MODEL/PATH`` by the instance's own ``/PATH``."""
@@ -81,6 +112,63 @@ class PassthroughHandlers:
                 mended = steered.make_answer() if steered and response.status == 200 else None
                 await copy(exchange, response, _Passed(response, mended), status=response.status)
 
+    async def _pass(self, exchange: Exchange, dialect: Dialect) -> None:
+        path = _raw_path(exchange)
+        path = _CANONICAL.get(path, path)
+        content_type = exchange.request.headers.get("content-type", "")
+        is_form = content_type.startswith("multipart/form-data")
+        wishes = read_wishes(exchange.body, exchange.request.headers)
+        name = self._name(wishes.model, is_native=dialect is NATIVE_DIALECT)
+        body, prepared = exchange.body, Prepared(forced={})
+        if not is_form:
+            known = self._known(name)
+            n_ctx = None if known is None else known.model.num_ctx
+            prepared = dialect.prepare(path, body, n_ctx)
+        if prepared.instead is not None:
+            path, body = prepared.instead.path, prepared.instead.body
+        plan = self._fleet.instance(name).plan
+        _check_can(path, plan, wishes)
+        if not is_form:
+            body, notes = _with_settings(path, body, plan, wishes, prepared)
+            for note in notes:
+                exchange.note(note)
+        steered = steer(path, body)
+        async with self._fleet.lease(
+            plan.name,
+            asked=wishes.asked,
+            keep_alive_s=wishes.keep_alive_s,
+            slots=0 if path.endswith(_SLOTLESS) else 1,
+        ) as instance:
+            for note in instance.unmet(wishes.asked):
+                exchange.note(note)
+            await relay(
+                exchange,
+                instance,
+                path=path,
+                body=body if steered is None else steered.body,
+                content_type=content_type.encode("latin-1") if is_form else JSON,
+                make_answer=lambda response: _Passed(
+                    response,
+                    None if steered is None else steered.make_answer(),
+                    None if prepared.make_mend is None else prepared.make_mend(),
+                ),
+            )
+
+    def _name(self, name: str | None, *, is_native: bool) -> str:
+        """Return a model's name; llama-server's own clients may leave out the only one."""
+        if name:
+            return name
+        plans = self._fleet.plans()
+        if is_native and len(plans) == 1:
+            return plans[0].name
+        raise RequestError("model is required")
+
+    def _known(self, name: str) -> Plan | None:
+        try:
+            return self._fleet.instance(name).plan
+        except ModelNotFound:
+            return None
+
     def _split(self, rest: str) -> tuple[str, str]:
         """Return model and path; a model's name may itself hold slashes."""
         parts = rest.split("/")
@@ -95,32 +183,53 @@ class PassthroughHandlers:
 
 
 class _Passed:
-    """An answer whose bytes go on as they came, or as the steering mends them."""
+    """An answer whose bytes go on as they came, or as the steering and the mend change them."""
 
-    def __init__(self, response: Response, mended: PassAnswer | None) -> None:
+    def __init__(
+        self, response: Response, steered: PassAnswer | None, mend: Mend | None = None
+    ) -> None:
         fields = dict(response.headers)
-        of_mended = mended.content_type if mended else None
-        self.content_type = of_mended or fields.get(b"content-type", JSON)
-        self.headers = _SSE_HEADERS if self.content_type.startswith(SSE) else ()
-        self.feed: Callable[[bytes], bytes] = mended.feed if mended else bytes
-        self._mended = mended
+        of_steered = steered.content_type if steered else None
+        self.content_type = of_steered or fields.get(b"content-type", JSON)
+        self.headers = SSE_HEADERS if self.content_type.startswith(SSE) else ()
+        self._steered = steered
+        self._mend = mend
 
-    def finish(self) -> bytes:
-        """Return what the steering held back."""
-        return self._mended.finish() if self._mended else b""
+    def feed(self, data: bytes) -> bytes:
+        """Return what ``data`` becomes."""
+        if self._steered is not None:
+            data = self._steered.feed(data)
+        return data if self._mend is None else self._mend.feed(data)
+
+    async def finish(self) -> bytes:
+        """Return what was held back."""
+        rest = b"" if self._steered is None else self._steered.finish()
+        return rest if self._mend is None else self._mend.feed(rest) + self._mend.finish()
+
+
+def _check_can(path: str, plan: Plan, wishes: Wishes) -> None:
+    """Raise as Ollama does for what llama-server drops silently, or answers 501."""
+    can = listing.capabilities(plan)
+    if wishes.has_tools and "tools" not in can:
+        raise RequestError(f"{full_name(wishes.model or plan.name)} does not support tools")
+    if path.endswith("/audio/transcriptions") and "audio" not in can:
+        raise RequestError(f'"{wishes.model}" does not support audio')
+
+
+def _with_settings(
+    path: str, body: bytes, plan: Plan, wishes: Wishes, prepared: Prepared
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return the body with the model's settings and what is forced, and what cannot be had."""
+    options = {**plan.model.options, **wishes.options}
+    fields = given_fields(options, num_ctx=plan.model.num_ctx)
+    members, dropped = sampling_members(path, fields)
+    body = with_defaults(body, members, last=prepared.forced)
+    if plan.model.system is not None:
+        body = with_system(path, body, plan.model.system)
+    return body, tuple(f"{name} cannot be set on {path}" for name in dropped)
 
 
 def _raw_path(exchange: Exchange) -> str:
     """Return the path as it was sent: decoded it could not be sent on."""
     raw: bytes = exchange.request.scope["raw_path"]
     return raw.decode("latin-1")
-
-
-def _model_name(body: bytes) -> str:
-    try:
-        name = _target(body).model
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"invalid request: {error}") from error
-    if not name:
-        raise RequestError("model is required")
-    return name

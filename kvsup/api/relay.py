@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
-from kvsup.api.exchange import Exchange, Header
+from kvsup.api.exchange import JSON, Exchange, Header
 from kvsup.errors import EngineError, UpstreamError
+from kvsup.llama.faults import is_callers_fault
 from kvsup.llama.wire import error_message
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.upstream import Response, Upstream
@@ -21,7 +22,7 @@ class Answer(Protocol):
     def feed(self, data: bytes) -> bytes:
         """Return what to send for ``data``, empty if nothing yet."""
 
-    def finish(self) -> bytes:
+    async def finish(self) -> bytes:
         """Return what to send at the end."""
 
 
@@ -32,6 +33,7 @@ async def relay(
     path: str,
     body: bytes,
     make_answer: Callable[[Response], Answer],
+    content_type: bytes = JSON,
 ) -> None:
     """Post ``body`` to the leased ``instance`` and send its answer to the client.
 
@@ -45,7 +47,9 @@ async def relay(
     """
     await _replayed(
         instance,
-        lambda upstream: _attempt(exchange, upstream, path, body, make_answer),
+        lambda upstream: _attempt(
+            exchange, upstream, path, body, content_type=content_type, make_answer=make_answer
+        ),
         may_repeat=lambda: not exchange.is_started,
     )
 
@@ -61,7 +65,7 @@ async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
         may_repeat=lambda: True,
     )
     if status >= 400:
-        raise EngineError(error_message(answer), status=status, body=answer)
+        raise _engine_error(status, answer)
     return answer
 
 
@@ -86,13 +90,14 @@ async def _attempt(
     upstream: Upstream,
     path: str,
     body: bytes,
+    *,
+    content_type: bytes,
     make_answer: Callable[[Response], Answer],
 ) -> None:
-    headers = ((b"content-type", b"application/json"),)
+    headers = ((b"content-type", content_type),)
     async with upstream.stream("POST", path, headers=headers, body=body) as response:
         if response.status >= 400:
-            text = await response.read_all()
-            raise EngineError(error_message(text), status=response.status, body=text)
+            raise _engine_error(response.status, await response.read_all())
         await copy(exchange, response, make_answer(response))
 
 
@@ -106,7 +111,14 @@ async def copy(
             if not exchange.is_started:
                 await exchange.start(answer.content_type, status=status, headers=answer.headers)
             await exchange.write(out)
-    rest = answer.finish()
-    if not exchange.is_started:
-        await exchange.start(answer.content_type, status=status, headers=answer.headers)
-    await exchange.end(rest)
+    rest = await answer.finish()
+    if exchange.is_started:
+        await exchange.end(rest)
+    else:
+        await exchange.answer(rest, status=status, content_type=answer.content_type)
+
+
+def _engine_error(status: int, body: bytes) -> EngineError:
+    """Return an error answer as an exception: some that are the client's have 500 (b11434)."""
+    message = error_message(body)
+    return EngineError(message, status=400 if is_callers_fault(message) else status, body=body)

@@ -14,6 +14,11 @@ class SSEDecoder:
     def __init__(self) -> None:
         self._rest = b""
 
+    @property
+    def is_inside_event(self) -> bool:
+        """Say whether the last bytes did not end an event."""
+        return bool(self._rest)
+
     def feed(self, data: bytes) -> list[bytes]:
         r"""Return the payloads of the events that ``data`` completes.
 
@@ -28,7 +33,8 @@ class SSEDecoder:
             data = self._rest + data
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
-        *events, self._rest = data.split(b"\n\n")
+        events = data.split(b"\n\n")
+        self._rest = events.pop()
         if len(self._rest) > MAX_EVENT_BYTES:
             raise UpstreamError(f"llama-server sent an event of more than {MAX_EVENT_BYTES} bytes")
         return [payload for event in events if (payload := _payload(event)) is not None]

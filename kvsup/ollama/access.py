@@ -125,18 +125,22 @@ def host_allowed(
     """
     if not bound_to_loopback:
         return True
-    host = _without_port(host_header)
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(_without_port(host_header))
     except ValueError:
-        name = host.lower()
-        return name in {"", "localhost", *own_names} or name.endswith(_LOCAL_SUFFIXES)
+        return is_own_name(host_header, own_names)
     return (
         address.is_loopback
         or address.is_private
         or address.is_unspecified
         or str(address) in own_addresses
     )
+
+
+def is_own_name(host_header: str, own_names: Collection[str]) -> bool:
+    """Say whether a ``Host`` is a name, no address, that can only be this machine's."""
+    name = _without_port(host_header).lower()
+    return name in {"", "localhost", *own_names} or name.endswith(_LOCAL_SUFFIXES)
 
 
 def _without_port(host_header: str) -> str:

@@ -45,6 +45,13 @@ def display_name(name: str) -> str:
     return f"{'/'.join(parts)}:{match['tag'] or DEFAULT_TAG}"
 
 
+def full_name(name: str) -> str:
+    """Return the name with every part, ``registry.ollama.ai/library/qwen3:latest``."""
+    shown = display_name(name)
+    parts = shown.split("/")
+    return "/".join([DEFAULT_HOST, DEFAULT_NAMESPACE][: 3 - len(parts)] + parts)
+
+
 def lookup_keys(name: str) -> tuple[str, ...]:
     """Return the lower-case spellings under which ``name`` may be stored, the full one first.
 

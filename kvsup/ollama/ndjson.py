@@ -39,7 +39,7 @@ def rfc3339(time_ns: int) -> str:
 def stamp(time_ns: int) -> bytes:
     """Return ``rfc3339`` as bytes; cheap enough for every token."""
     seconds, fraction_ns = divmod(time_ns, _NS_PER_S)
-    return _second(seconds) + (b".%09d" % fraction_ns).rstrip(b"0").rstrip(b".") + b"Z"
+    return _second(seconds) + (b".%09d" % fraction_ns).rstrip(b".0") + b"Z"
 
 
 @lru_cache(maxsize=8)

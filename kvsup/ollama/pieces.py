@@ -12,6 +12,7 @@ from kvsup.llama.sse import SSEDecoder
 from kvsup.llama.wire import (
     NOTHING,
     Chunk,
+    Frame,
     Logprob,
     Timings,
     ToolCallPiece,
@@ -42,14 +43,31 @@ class Piece(msgspec.Struct, frozen=True):
     logprobs: tuple[Logprob, ...] = ()
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
-    """Return all pieces as one."""
-    return Piece(
-        b'"%s"' % b"".join([piece.content[1:-1] for piece in pieces]),
-        b'"%s"' % b"".join([piece.thinking[1:-1] for piece in pieces]),
-        tuple(call for piece in pieces for call in piece.calls),
-        tuple(logprob for piece in pieces for logprob in piece.logprobs),
-    )
+class Whole:
+    """Puts the pieces of an answer together as they come, with no object a token."""
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._thinking = bytearray()
+        self._calls: list[bytes] = []
+        self._logprobs: list[Logprob] = []
+
+    def add(self, pieces: Sequence[Piece]) -> None:
+        """Append ``pieces``."""
+        for piece in pieces:
+            self._content += piece.content[1:-1]
+            self._thinking += piece.thinking[1:-1]
+            self._calls += piece.calls
+            self._logprobs += piece.logprobs
+
+    def piece(self) -> Piece:
+        """Return all that came as one piece."""
+        return Piece(
+            b'"%s"' % self._content,
+            b'"%s"' % self._thinking,
+            tuple(self._calls),
+            tuple(self._logprobs),
+        )
 
 
 class Answer:
@@ -59,10 +77,22 @@ class Answer:
         self.finish_reason: str | None = None
         """llama-server's word once the last event was read, else None."""
         self.timings = Timings()
+        self.is_thinking = False
+        """Whether the texts of ``texts`` are thinking instead of content."""
         self._sse = SSEDecoder()
+        self._frame: Frame | None = None
         self._calls = _ToolCalls()
         self._top_logprobs = top_logprobs
         self._error: str | None = None
+
+    def texts(self, data: bytes) -> list[bytes] | None:
+        """Return the JSON texts, without quotes, of events that ``feed`` has seen the like of.
+
+        None if there is anything else in ``data``; then nothing is read, and it is for ``feed``.
+        """
+        if self._frame is None or self._sse.is_inside_event:
+            return None
+        return self._frame.texts(data)
 
     def feed(self, data: bytes) -> list[Piece]:
         """Return the pieces of the events that ``data`` completes.
@@ -82,8 +112,9 @@ class Answer:
                 raise UpstreamError(f"llama-server sent an unreadable event: {error}") from error
             if event.error is not NOTHING and bytes(event.error) != b"null":
                 self._error = error_message(payload)
+                self._frame = None
             elif event.choices:
-                self._read_chat(event, pieces)
+                self._read_chat(event, payload, pieces)
             else:
                 self._read_completion(event, pieces)
         if not pieces:
@@ -106,7 +137,7 @@ class Answer:
         if self._error is not None:
             raise EngineError(self._error)
 
-    def _read_chat(self, event: Chunk, pieces: list[Piece]) -> None:
+    def _read_chat(self, event: Chunk, payload: bytes, pieces: list[Piece]) -> None:
         choice = event.choices[0]
         delta = choice.delta
         content, thinking = bytes(delta.content), bytes(delta.reasoning_content)
@@ -123,6 +154,10 @@ class Answer:
             )
         if choice.finish_reason is not None:
             self._end(choice.finish_reason, event.timings)
+        elif has_content != has_thinking and not (delta.tool_calls or choice.logprobs):
+            self.is_thinking = has_thinking
+            key, text = (b"reasoning_content", thinking) if has_thinking else (b"content", content)
+            self._frame = Frame.around(payload, key, text)
 
     def _read_completion(self, event: Chunk, pieces: list[Piece]) -> None:
         content = bytes(event.content)
@@ -170,7 +205,11 @@ class _ToolCalls:
             raise
 
     def _take(self) -> bytes:
-        """Return the call as Ollama writes it: arguments as an object, no ``type``."""
+        """Return the call as Ollama writes it: arguments as an object, no ``type``.
+
+        The outer ``index`` is not Ollama's: litellm 1.105 numbers the calls of a stream by their
+        place in a line, and so makes one of two, unless it finds it.
+        """
         fragments, self._fragments = self._fragments, []
         name = "".join(fragment.function.name for fragment in fragments)
         text = "".join(fragment.function.arguments for fragment in fragments)
@@ -179,6 +218,9 @@ class _ToolCalls:
         except msgspec.MsgspecError as error:
             raise UpstreamError(f"the model's call of {name} has no object as arguments") from error
         call_id = next((fragment.id for fragment in fragments if fragment.id), None)
-        function = {"index": fragments[0].index, "name": name, "arguments": arguments}
-        call = encode({"id": call_id, "function": function} if call_id else {"function": function})
+        index = fragments[0].index
+        function = {"index": index, "name": name, "arguments": arguments}
+        call = encode(
+            {**({"id": call_id} if call_id else {}), "index": index, "function": function}
+        )
         return msgspec.json.format(call, indent=-1)

@@ -77,6 +77,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     shift: bool | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    debug_render_only: bool = False
+    """``_debug_render_only`` on the wire: answer with the prompt instead of running it."""
 
     @property
     def is_load_only(self) -> bool:
@@ -109,6 +111,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     shift: bool | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    debug_render_only: bool = False
+    """``_debug_render_only`` on the wire: answer with the prompt instead of running it."""
 
     @property
     def is_load_only(self) -> bool:
@@ -170,6 +174,20 @@ class ShowRequest(Struct, frozen=True, kw_only=True):
     options: dict[str, object] = {}
 
 
+class NamedRequest(Struct, frozen=True, kw_only=True):
+    """The body of pull, push, create and delete; ``name`` is accepted for ``model``."""
+
+    model: str = ""
+    stream: bool = True
+
+
+class CopyRequest(Struct, frozen=True, kw_only=True):
+    """The body of ``POST /api/copy``."""
+
+    source: str = ""
+    destination: str = ""
+
+
 def decode_chat(body: bytes) -> ChatRequest:
     """Return the request in ``body``.
 
@@ -205,10 +223,24 @@ def decode_embeddings(body: bytes) -> EmbeddingsRequest:
 
 def decode_show(body: bytes) -> ShowRequest:
     """Return the request in ``body``; raises as ``decode_chat``."""
+    return _convert(_named_fields(body), ShowRequest)
+
+
+def decode_named(body: bytes) -> NamedRequest:
+    """Return the request in ``body``; raises as ``decode_chat``."""
+    return _convert(_named_fields(body), NamedRequest)
+
+
+def decode_copy(body: bytes) -> CopyRequest:
+    """Return the request in ``body``; raises as ``decode_chat``."""
+    return _convert(_fields(body), CopyRequest)
+
+
+def _named_fields(body: bytes) -> dict[str, object]:
     fields = _fields(body)
     if not fields.get("model") and "name" in fields:
         fields["model"] = fields["name"]
-    return _convert(fields, ShowRequest)
+    return fields
 
 
 def _fields(body: bytes) -> dict[str, object]:
@@ -218,12 +250,12 @@ def _fields(body: bytes) -> dict[str, object]:
         raise RequestError("missing request body")
     try:
         value, _ = _JSON.raw_decode(text)
+        if "\\u" in text:
+            value = _without_lone_surrogates(value)
     except json.JSONDecodeError as error:
         raise RequestError(_syntax_text(text, error)) from error
     except (ValueError, RecursionError) as error:
         raise RequestError(f"invalid JSON: {error}") from error
-    if "\\u" in text:
-        value = _without_lone_surrogates(value)
     fields = _folded(value)
     if not isinstance(fields, dict):
         raise RequestError(f"json: cannot unmarshal {_go_kind(value)} into Go value of type object")
@@ -300,6 +332,7 @@ def _check_images(fields: Mapping[str, object]) -> None:
 
 def _prepare_run(fields: dict[str, object]) -> None:
     """Check what needs more than a type."""
+    fields["debug_render_only"] = fields.pop("_debug_render_only", False)
     think = fields.get("think")
     if isinstance(think, str) and think not in _THINK_LEVELS:
         quoted = json.dumps(think, ensure_ascii=False)

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kvsup.errors import RequestError
 from kvsup.ollama.options import sampling_fields
 from kvsup.ollama.requests import ChatRequest, GenerateRequest, InvalidFormat, Message, ToolCall
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETION_PATH = "/completion"
-EMBEDDINGS_PATH = "/v1/embeddings"
+INFILL_PATH = "/infill"
+
+Turn = dict[str, object]
+"""One message in OpenAI's shape."""
+
+Prompt = str | Sequence[int] | Mapping[str, object]
+"""A text, its tokens, or a text with media."""
 
 _STREAM: Mapping[str, object] = {"stream": True, "return_progress": True, "cache_prompt": True}
 _SNIFF_CHARS = 32  # 24 bytes, enough for every signature below
@@ -69,33 +74,76 @@ def generate_body(
 ) -> LlamaCall:
     """Return the call that answers a prompt: as a chat of one turn, or as it is if ``raw``.
 
+    With a ``suffix`` what stands between is filled in, by the tokens that the model has for it.
+
     Raises:
         OptionTypeError: an option has the wrong type.
         InvalidFormat: ``format`` is neither ``"json"`` nor a schema.
-        RequestError: the request wants what llama-server cannot do.
     """
-    _refuse_unsupported(request, model)
-    sampling = sampling_fields(options, request.options, num_ctx=num_ctx)
-    if sampling["n_predict"] == 0:  # Ollama: no limit on this route, where a chat makes one token
-        del sampling["n_predict"]
+    sampling = _completion_sampling(request, options, num_ctx)
     if request.raw:
-        return LlamaCall(COMPLETION_PATH, _completion(request, model, sampling))
-    system = request.system or system
-    messages: list[dict[str, object]] = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": _content(request.prompt, request.images)})
+        return LlamaCall(COMPLETION_PATH, _completion(request, model, request.prompt, sampling))
+    if request.suffix:
+        body = _completion(request, model, "", sampling)
+        parts = {"input_prefix": request.prompt, "input_suffix": request.suffix}
+        return LlamaCall(INFILL_PATH, {**body, **parts})
+    messages = generate_messages(request, system)
     return LlamaCall(CHAT_PATH, _chat(request, model, messages, sampling))
 
 
-def embed_body(texts: Sequence[str], *, model: str) -> LlamaCall:
-    """Return the call that embeds ``texts``."""
-    body: dict[str, object] = {"model": model, "input": list(texts), "encoding_format": "float"}
-    return LlamaCall(EMBEDDINGS_PATH, body)
+def generate_messages(request: GenerateRequest, system: str | None) -> list[Turn]:
+    """Return the prompt as a chat of one turn, after the request's system text or the model's."""
+    system = request.system or system
+    messages: list[Turn] = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": _content(request.prompt, request.images)}]
+
+
+def with_media(prompt: str, images: Sequence[str], *, marker: str) -> Prompt:
+    """Return a prompt for ``/completion`` with images or sounds in it (b10434, b11434).
+
+    They stand where the prompt says ``[img-N]``, ``[img]`` or llama-server's own ``marker``, else
+    in front.
+    """
+    for number in range(len(images)):
+        for tag in (f"[img-{number}]", "[img]"):
+            if tag in prompt:
+                prompt = prompt.replace(tag, marker, 1)
+                break
+    n_missing = max(0, len(images) - prompt.count(marker))
+    encoded = [image.replace("\r", "").replace("\n", "") for image in images]
+    return {"prompt_string": marker * n_missing + prompt, "multimodal_data": encoded}
+
+
+def completion_body(
+    request: GenerateRequest,
+    prompt: Prompt,
+    *,
+    model: str,
+    options: Mapping[str, object],
+    num_ctx: int,
+) -> LlamaCall:
+    """Return the call that goes on after ``prompt``, which replaces the request's own.
+
+    Raises as ``generate_body``.
+    """
+    sampling = _completion_sampling(request, options, num_ctx)
+    return LlamaCall(COMPLETION_PATH, _completion(request, model, prompt, sampling))
+
+
+def _completion_sampling(
+    request: GenerateRequest, options: Mapping[str, object], num_ctx: int
+) -> dict[str, object]:
+    """Return the sampling fields; 0 tokens are no limit here, where a chat makes one (Ollama)."""
+    sampling = sampling_fields(options, request.options, num_ctx=num_ctx)
+    if sampling["n_predict"] == 0:
+        del sampling["n_predict"]
+    return sampling
 
 
 def _chat(
     request: ChatRequest | GenerateRequest,
     model: str,
-    messages: list[dict[str, object]],
+    messages: list[Turn],
     sampling: Mapping[str, object],
 ) -> dict[str, object]:
     body: dict[str, object] = {"model": model, "messages": messages, **_STREAM, **sampling}
@@ -115,28 +163,18 @@ def _chat(
 
 
 def _completion(
-    request: GenerateRequest, model: str, sampling: Mapping[str, object]
+    request: GenerateRequest,
+    model: str,
+    prompt: Prompt,
+    sampling: Mapping[str, object],
 ) -> dict[str, object]:
-    body: dict[str, object] = {"model": model, "prompt": request.prompt, **_STREAM, **sampling}
+    body: dict[str, object] = {"model": model, "prompt": prompt, **_STREAM, **sampling}
     schema = _schema(request.format)
     if schema is not None:
         body["json_schema"] = schema or {"type": "object"}
     if request.logprobs:
         body["n_probs"] = max(request.top_logprobs, 1)
     return body
-
-
-def _refuse_unsupported(request: GenerateRequest, model: str) -> None:
-    if request.raw and (request.template or request.system or request.context):
-        raise RequestError("raw mode does not support template, system, or context")
-    if request.suffix:
-        raise RequestError(f"{model} does not support insert")
-    if request.template:
-        raise RequestError("template is not supported; render the prompt and send it with raw")
-    if request.context:
-        raise RequestError("context is not supported; send the earlier turns to /api/chat")
-    if request.raw and request.images:
-        raise RequestError("raw mode does not support images")
 
 
 def _template_kwargs(think: bool | str) -> dict[str, object]:  # noqa: FBT001 - as the API has it
@@ -158,9 +196,9 @@ def _schema(value: object) -> dict[str, object] | None:
     raise InvalidFormat(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
 
 
-def _message(message: Message) -> dict[str, object]:
+def _message(message: Message) -> Turn:
     """Return a turn in OpenAI's shape; earlier thinking isn't sent."""
-    turn: dict[str, object] = {
+    turn: Turn = {
         "role": message.role,
         "content": _content(message.content, message.images),
     }

@@ -173,9 +173,11 @@ def test_raw_with_a_system_prompt_is_400(kvsup: RunningKvsup) -> None:
     )
 
 
-def test_prompt_that_is_longer_than_the_context_is_400(kvsup: RunningKvsup) -> None:
-    """A prompt that does not fit is refused, never cut silently."""
-    body = {"model": "smollm2", "prompt": "word " * 2000, "raw": True, "stream": False}
+def test_prompt_that_is_longer_than_the_context_and_not_to_be_cut_is_400(
+    kvsup: RunningKvsup,
+) -> None:
+    """With ``truncate`` false llama-server's own words come through."""
+    body = {"model": "smollm2", "prompt": "word " * 2000, "raw": True, "truncate": False}
 
     answer = kvsup.client.post("/api/generate", json={**body, "options": {"num_predict": 1}})
 

@@ -13,7 +13,7 @@ MAX_LINES = 400
 PURE = (
     "errors", "units", "kvtypes", "keylines", "gguf", "modelshape", "memory", "kvrules", "config",
     "decode", "environment", "restart", "lifecycle", "residency", "events", "checks", "plan",
-    "schema",
+    "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
 )  # fmt: skip
 """Modules without clock, log, disk or ``await``, beside ``llama`` and ``ollama``."""
 
@@ -24,7 +24,9 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "units": (),
     "kvtypes": (),
     "keylines": (),
-    "gguf": ("errors",),
+    "ggufnames": (),
+    "gguf": ("errors", "ggufnames"),
+    "tomltext": ("keylines", "tomli", "tomlkit"),
     "modelshape": ("gguf",),
     "memory": ("kvtypes", "modelshape"),
     "kvrules": ("kvtypes", "memory", "modelshape"),
@@ -38,11 +40,17 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "checks": ("config", "kvrules", "kvtypes", "llama", "modelshape", "ollama"),
     "plan": ("config", "gguf", "llama", "memory", "modelshape", "msgspec"),
     "schema": ("config", "units", "msgspec"),
+    "keys": ("decode", "errors"),
+    "fitting": ("config", "errors", "kvrules", "kvtypes", "modelshape", "msgspec"),
+    "mending": ("llama.sse", "errors", "msgspec"),
+    "openai": ("llama.sse", "llama.wire", "mending", "errors", "openai", "msgspec"),
+    "anthropic": ("llama.sse", "llama.wire", "mending", "errors", "anthropic", "msgspec"),
     "llama": ("config", "errors", "restart", "llama", "msgspec"),
     "ollama": ("llama.wire", "llama.sse", "errors", "units", "ollama", "msgspec"),
     "runtime.upstream": ("errors", "asyncio", "httptools"),
     "runtime": (*BELOW_RUNTIME, "runtime", "anyio", "psutil", "tomli", "msgspec"),
     "api": (*BELOW_RUNTIME, "runtime", "api", "", "starlette", "anyio", "psutil", "msgspec"),
+    "api.contentcoding": ("errors", "backports", "compression"),
     "serve": (*BELOW_RUNTIME, "runtime", "api", "", "anyio", "psutil", "uvicorn"),
     "cli": (*BELOW_RUNTIME, "runtime", "serve", "cli", "", "typer", "rich", "httpx", "tomli"),
     "__main__": ("cli",),

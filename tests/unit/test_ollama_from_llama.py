@@ -38,7 +38,8 @@ def _folded(replies: Replies, data: bytes) -> dict[str, Any]:
 
 def _event(delta: dict[str, object], finish_reason: str | None = None) -> bytes:
     choice = {"finish_reason": finish_reason, "index": 0, "delta": delta}
-    return b"data: " + json.dumps({"choices": [choice]}, ensure_ascii=False).encode() + b"\n\n"
+    text = json.dumps({"choices": [choice]}, ensure_ascii=False, separators=(",", ":"))
+    return b"data: %b\n\n" % text.encode()
 
 
 def _call(index: int, arguments: str, **function: str) -> dict[str, object]:
@@ -135,6 +136,7 @@ def test_chat_tool_calls_are_put_together() -> None:
     assert first["message"]["tool_calls"] == [
         {
             "id": "tZQ3Qv0PLFO2nBDyRnM9CpDzQ1I6bDwG",
+            "index": 0,
             "function": {
                 "index": 0,
                 "name": "get_weather",
@@ -157,7 +159,7 @@ def test_chat_tool_call_without_id_or_arguments_is_whole() -> None:
     call_line, _ = _stream(ChatReplies("m"), events)
 
     assert call_line["message"]["tool_calls"] == [
-        {"function": {"index": 0, "name": "f", "arguments": {}}}
+        {"index": 0, "function": {"index": 0, "name": "f", "arguments": {}}}
     ]
 
 

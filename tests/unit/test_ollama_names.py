@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvsup.ollama.names import display_name, lookup_keys, valid_name
+from kvsup.ollama.names import display_name, full_name, lookup_keys, valid_name
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,28 @@ def test_lookup_keys_any_spelling_ignore_case_and_default_tag(
 ) -> None:
     """``qwen3`` and ``Qwen3:latest`` find the same model."""
     assert lookup_keys(name) == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("qwen3", "registry.ollama.ai/library/qwen3:latest"),
+        ("Qwen3:8B", "registry.ollama.ai/library/Qwen3:8B"),
+        ("me/qwen3", "registry.ollama.ai/me/qwen3:latest"),
+        ("hf.co/me/qwen3:q4", "hf.co/me/qwen3:q4"),
+        ("hf.co/library/qwen3", "hf.co/library/qwen3:latest"),
+        ("registry.ollama.ai/library/qwen3:x", "registry.ollama.ai/library/qwen3:x"),
+        (" qwen3:local ", "registry.ollama.ai/library/qwen3:latest"),
+    ],
+)
+def test_full_name_any_spelling_has_every_part(name: str, full: str) -> None:
+    """Host, namespace and tag are written out, and the full name is one of its spellings."""
+    assert full_name(name) == full
+    assert full_name(full) == full
+    assert display_name(full) == display_name(name)
+
+
+def test_full_name_invalid_raises() -> None:
+    """What is no name has no form."""
+    with pytest.raises(ValueError, match="no model name"):
+        full_name("a b")

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from kvsup.errors import RequestError
 from kvsup.ollama.requests import InvalidFormat, decode_chat, decode_generate
-from kvsup.ollama.to_llama import LlamaCall, chat_body, embed_body, generate_body
+from kvsup.ollama.to_llama import LlamaCall, chat_body, completion_body, generate_body, with_media
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
 SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
@@ -223,28 +222,39 @@ def test_generate_num_predict_zero_is_no_limit(raw: object) -> None:
     assert _chat(options={"num_predict": 0}).body["n_predict"] == 0
 
 
+def test_generate_suffix_is_filled_in_by_the_models_own_tokens() -> None:
+    """``/infill`` puts prefix and suffix around what the model writes."""
+    call = _generate(suffix="after")
+
+    assert call.path == "/infill"
+    assert (call.body["input_prefix"], call.body["input_suffix"]) == ("hi", "after")
+    assert (call.body["prompt"], call.body["stream"]) == ("", True)
+
+
+def test_completion_goes_on_after_the_prompt_that_is_given() -> None:
+    """It replaces the request's own prompt; the options are the request's and the model's."""
+    request = decode_generate(b'{"prompt": "hi", "options": {"seed": 3}}')
+
+    call = completion_body(request, [1, 2], model="m", options={"top_k": 7}, num_ctx=100)
+
+    assert call.path == "/completion"
+    assert call.body["prompt"] == [1, 2]
+    assert (call.body["seed"], call.body["top_k"]) == (3, 7)
+
+
 @pytest.mark.parametrize(
-    ("fields", "text"),
+    ("prompt", "text"),
     [
-        ({"raw": True, "system": "x"}, "raw mode does not support template, system, or context"),
-        ({"raw": True, "template": "x"}, "raw mode does not support template, system, or context"),
-        ({"raw": True, "context": [1]}, "raw mode does not support template, system, or context"),
-        ({"raw": True, "images": [PNG]}, "raw mode does not support images"),
-        ({"suffix": "x"}, "m does not support insert"),
-        ({"template": "x"}, "template is not supported"),
-        ({"context": [1]}, "context is not supported"),
+        ("see [img-1] and [img-0]", "see <m> and <m>"),
+        ("see [img] twice [img]", "see <m> twice <m>"),
+        ("see [img-0]", "<m>see <m>"),
+        ("see", "<m><m>see"),
+        ("see <m>", "<m>see <m>"),
     ],
 )
-def test_generate_what_cannot_be_served_raises(fields: dict[str, object], text: str) -> None:
-    """Nothing that changes the prompt is dropped silently."""
-    request = decode_generate(json.dumps({"prompt": "hi", **fields}).encode())
-
-    with pytest.raises(RequestError, match=text):
-        generate_body(request, model="m", system=None, options={}, num_ctx=100)
-
-
-def test_embed_texts_are_asked_as_floats() -> None:
-    """One call embeds all texts."""
-    assert embed_body(("a", ""), model="m") == LlamaCall(
-        "/v1/embeddings", {"model": "m", "input": ["a", ""], "encoding_format": "float"}
-    )
+def test_media_stand_where_the_prompt_says_or_in_front(prompt: str, text: str) -> None:
+    """Ollama's tags become llama-server's marker, one for each image."""
+    assert with_media(prompt, ["AA\nAA", "BB"], marker="<m>") == {
+        "prompt_string": text,
+        "multimodal_data": ["AAAA", "BB"],
+    }

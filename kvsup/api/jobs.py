@@ -1,0 +1,302 @@
+"""What one request of ``/api/chat`` or ``/api/generate`` needs done, beside being relayed."""
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime
+from functools import partial
+from typing import ClassVar, Generic, TypeVar
+
+import msgspec
+
+from kvsup.api import listing, prompting
+from kvsup.api.exchange import JSON, NDJSON, Header
+from kvsup.config import ModelConfig
+from kvsup.errors import EngineError, RequestError, UpstreamError
+from kvsup.gguf import Array
+from kvsup.ollama import gates, to_llama
+from kvsup.ollama.from_llama import ChatReplies, Folded, GenerateReplies
+from kvsup.ollama.ndjson import encode, rfc3339
+from kvsup.ollama.prompt import PromptTemplate
+from kvsup.ollama.requests import ChatRequest, GenerateRequest, Message
+from kvsup.ollama.thinking import CLOSING, OPENING, ThoughtSplitter
+from kvsup.ollama.to_llama import CHAT_PATH, COMPLETION_PATH, LlamaCall
+from kvsup.ollama.truncation import TOO_LONG, cut_tokens
+from kvsup.plan import Plan
+from kvsup.runtime.instance import Instance
+
+R = TypeVar("R", ChatRequest, GenerateRequest)
+Replies = ChatReplies | GenerateReplies
+
+_NUM_KEEP = 4  # Ollama's default
+
+
+class OllamaAnswer:
+    """Replies with the clock that they need, and the tokens that a later request can go on from."""
+
+    headers: tuple[Header, ...] = ()
+
+    def __init__(
+        self,
+        replies: Replies | Folded,
+        content_type: bytes,
+        *,
+        started_ns: int,
+        load_ns: int,
+        context: Callable[[], Awaitable[Sequence[int]]],
+    ) -> None:
+        self.content_type = content_type
+        self._replies = replies
+        self._started_ns = started_ns
+        self._load_ns = load_ns
+        self._context = context
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the lines for ``data``."""
+        return self._replies.feed(data, time.time_ns())
+
+    async def finish(self) -> bytes:
+        """Return the last line, or the whole folded object."""
+        context = await self._context()
+        return self._replies.finish(
+            time.time_ns(),
+            total_ns=time.monotonic_ns() - self._started_ns,
+            load_ns=self._load_ns,
+            context=context,
+        )
+
+
+class Job(Generic[R]):
+    """One request to generate; ``check`` comes first."""
+
+    empty: ClassVar[dict[str, object]]
+    """The member that holds the text, without one."""
+
+    def __init__(self, request: R) -> None:
+        self.request: R = request
+
+    def check(self, plan: Plan) -> None:
+        """Raise ``RequestError`` if ``plan``'s model cannot do it, or the request is wrong."""
+        raise NotImplementedError
+
+    def _check(self, plan: Plan, gate: Callable[[R, Collection[str]], None]) -> None:
+        """Raise as ``gate`` does; then let a model that can think do so unless it was told."""
+        can = listing.capabilities(plan)
+        gate(self.request, can)
+        think = gates.thinks(self.request.think, can, plan.model.reasoning)
+        self.request = msgspec.structs.replace(self.request, think=think)
+
+    async def call(self, instance: Instance) -> LlamaCall:
+        """Return what to post to the leased ``instance``."""
+        raise NotImplementedError
+
+    async def shorter(self, instance: Instance, call: LlamaCall) -> LlamaCall | None:
+        """Return ``call`` with a prompt that fits, or None where that is not wanted or possible."""
+        raise NotImplementedError
+
+    def replies(self, call: LlamaCall) -> Replies:
+        """Return what writes the answer to ``call``."""
+        raise NotImplementedError
+
+    @property
+    def n_images(self) -> int:
+        """Return how many images the request has."""
+        raise NotImplementedError
+
+    async def context(self, instance: Instance, call: LlamaCall, text: str) -> Sequence[int]:  # noqa: ARG002 - a chat has none
+        """Return the tokens from which a later request can go on, after the answer ``text``."""
+        return ()
+
+    def bare(self, **rest: object) -> bytes:
+        """Return an answer without text, with ``rest`` behind."""
+        start = {"model": self.request.model, "created_at": rfc3339(time.time_ns())}
+        return encode({**start, **self.empty, **rest})
+
+    async def rendered(self, instance: Instance, call: LlamaCall) -> bytes:
+        """Return the answer to ``_debug_render_only``."""
+        prompt = await prompt_of(instance, call)
+        shown = {"rendered_template": prompt, "image_count": self.n_images}
+        return self.bare(done=False, _debug_info=shown)
+
+    def answer(
+        self, instance: Instance, call: LlamaCall, *, started_ns: int, load_ns: int
+    ) -> OllamaAnswer:
+        """Return what turns llama-server's answer to ``call`` into Ollama's."""
+        replies = self.replies(call)
+        return OllamaAnswer(
+            replies if self.request.stream else Folded(replies),
+            NDJSON if self.request.stream else JSON,
+            started_ns=started_ns,
+            load_ns=load_ns,
+            context=lambda: self.context(instance, call, replies.text),
+        )
+
+
+class ChatJob(Job[ChatRequest]):
+    """A request of ``/api/chat``."""
+
+    empty: ClassVar[dict[str, object]] = {"message": {"role": "assistant", "content": ""}}
+
+    def check(self, plan: Plan) -> None:
+        """Raise as declared."""
+        self._check(plan, gates.check_chat)
+        self._built(plan.model)
+
+    async def call(self, instance: Instance) -> LlamaCall:
+        """Return the chat as it is."""
+        return self._built(instance.plan.model)
+
+    def _built(self, model: ModelConfig) -> LlamaCall:
+        return to_llama.chat_body(
+            self.request,
+            model=model.name,
+            system=model.system,
+            options=model.options,
+            num_ctx=model.num_ctx,
+        )
+
+    async def shorter(self, instance: Instance, call: LlamaCall) -> LlamaCall | None:
+        """Leave out the oldest messages."""
+        if not self.request.truncate:
+            return None
+        return await prompting.shortened(instance, call, n_ctx=instance.plan.model.num_ctx)
+
+    def replies(self, call: LlamaCall) -> Replies:  # noqa: ARG002 - all go one way
+        """Return what writes a chat."""
+        return ChatReplies(self.request.model, top_logprobs=self.request.top_logprobs)
+
+    @property
+    def n_images(self) -> int:
+        """Return how many images all messages have."""
+        return sum(len(message.images) for message in self.request.messages)
+
+
+class GenerateJob(Job[GenerateRequest]):
+    """A request of ``/api/generate``."""
+
+    empty: ClassVar[dict[str, object]] = {"response": ""}
+
+    def check(self, plan: Plan) -> None:
+        """Raise as declared."""
+        request = self.request
+        self._template = PromptTemplate.parse(request.template) if request.template else None
+        takes_suffix = self._template is not None and self._template.takes_suffix
+        self._check(plan, partial(gates.check_generate, template_takes_suffix=takes_suffix))
+        request = self.request
+        tokens = plan.file.metadata.values.get("tokenizer.ggml.tokens")
+        n_vocab = tokens.length if isinstance(tokens, Array) else None
+        if any(t < 0 or (n_vocab is not None and t >= n_vocab) for t in request.context):
+            raise RequestError(f"context holds a token that {request.model} does not have")
+        self._model = plan.model
+        self._built()
+
+    async def call(self, instance: Instance) -> LlamaCall:
+        """Return the call, with the prompt rendered here if the request brings its own way."""
+        request = self.request
+        self._model = instance.plan.model
+        call = self._built()
+        if self._template is not None:
+            prompt = self._rendered(self._template)
+        elif request.context and call.path == CHAT_PATH:
+            prompt = await prompting.render(instance, call)
+        elif request.raw and request.images:
+            prompt = request.prompt
+        else:
+            return call
+        if request.context:
+            prompt = await prompting.detokenize(instance, request.context) + prompt
+        if not request.images:
+            return self._completion(prompt)
+        marker = await prompting.media_marker(instance)
+        return self._completion(to_llama.with_media(prompt, request.images, marker=marker))
+
+    async def shorter(self, instance: Instance, call: LlamaCall) -> LlamaCall | None:
+        """Keep the first tokens and the last ones."""
+        request = self.request
+        if not request.truncate or request.images:
+            return None
+        if request.shift is False:
+            raise RequestError(TOO_LONG)
+        tokens = await prompting.tokenize(
+            instance, await prompt_of(instance, call), add_special=True
+        )
+        kept = cut_tokens(
+            tokens,
+            n_ctx=instance.plan.model.num_ctx,
+            n_keep=int(call.body.get("n_keep", 0)),  # type: ignore[call-overload]  # options are typed
+        )
+        return self._completion(kept)
+
+    def replies(self, call: LlamaCall) -> Replies:
+        """Return what writes a text."""
+        return GenerateReplies(
+            self.request.model,
+            top_logprobs=self.request.top_logprobs,
+            keeps_text=not self.request.raw,
+            splitter=self._splitter(call),
+        )
+
+    def _splitter(self, call: LlamaCall) -> ThoughtSplitter | None:
+        """Return what parts thoughts from the text, where llama-server does not."""
+        request = self.request
+        if not request.think or request.raw or call.path != COMPLETION_PATH:
+            return None
+        tags = self._template.thinking_tags if self._template is not None else ("", "")
+        opening, closing = tags if all(tags) else (OPENING, CLOSING)
+        prompt = call.body["prompt"]
+        return ThoughtSplitter(opening, closing, prompt=prompt if isinstance(prompt, str) else "")
+
+    @property
+    def n_images(self) -> int:
+        """Return how many images the prompt has."""
+        return len(self.request.images)
+
+    async def context(self, instance: Instance, call: LlamaCall, text: str) -> Sequence[int]:
+        """Return the tokens of prompt and answer; none if raw, or if they cannot be asked for."""
+        if self.request.raw or call.path == to_llama.INFILL_PATH:
+            return ()
+        try:
+            whole = await prompt_of(instance, call) + text
+            if self.request.images:  # the process's own word for them would be none in the next
+                whole = whole.replace(await prompting.media_marker(instance), "")
+            return await prompting.tokenize(instance, whole, add_special=False)
+        except (UpstreamError, EngineError):  # the answer itself tells, if it is incomplete
+            return ()
+
+    def _built(self) -> LlamaCall:
+        model = self._model
+        return to_llama.generate_body(
+            self.request,
+            model=model.name,
+            system=model.system,
+            options=model.options,
+            num_ctx=model.num_ctx,
+        )
+
+    def _rendered(self, template: PromptTemplate) -> str:
+        request, today = self.request, datetime.now().astimezone().date()
+        if request.suffix:
+            return template.fill(request.prompt, request.suffix, think=request.think, today=today)
+        system = request.system or self._model.system
+        messages = [Message(role="system", content=system)] if system else []
+        messages.append(Message(role="user", content=request.prompt))
+        return template.render(messages, tools=(), think=request.think, today=today)
+
+    def _completion(self, prompt: to_llama.Prompt) -> LlamaCall:
+        return to_llama.completion_body(
+            self.request,
+            prompt,
+            model=self._model.name,
+            options=self._model.options,
+            num_ctx=self._model.num_ctx,
+        )
+
+
+async def prompt_of(instance: Instance, call: LlamaCall) -> str:
+    """Return the prompt that ``call`` runs, as text."""
+    if call.path == CHAT_PATH:
+        return await prompting.render(instance, call)
+    match call.body["prompt"]:
+        case str(text) | {"prompt_string": str(text)}:
+            return text
+        case tokens:
+            return await prompting.detokenize(instance, tokens)  # type: ignore[arg-type]  # tokens

@@ -1,0 +1,101 @@
+"""What a request to an API without such fields wants of kvsup: which model, and how it is run.
+
+``keep_alive``, ``options`` and ``kv_cache_type`` may stand in the body, where llama-server skips
+what it does not know, or in headers, which a body's member overrules.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.parser import BytesParser
+from email.policy import HTTP
+from typing import Any
+
+import msgspec
+
+from kvsup.errors import RequestError
+from kvsup.fitting import Asked
+from kvsup.ollama.options import OptionTypeError, checked, load_time_options
+from kvsup.units import parse_duration_setting
+
+KEEP_ALIVE = "x-kvsup-keep-alive"
+OPTIONS = "x-kvsup-options"
+KV_CACHE_TYPE = "x-kvsup-kv-cache-type"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What one request wants of kvsup."""
+
+    model: str | None
+    asked: Asked
+    options: Mapping[str, object]
+    """All of them, by Ollama's names, in their types."""
+    keep_alive_s: float | None
+    has_tools: bool = False
+    """Whether it offers the model tools."""
+
+
+class _Body(msgspec.Struct):
+    model: str | None = None
+    keep_alive: str | float | None = None
+    options: dict[str, Any] | None = None
+    kv_cache_type: str | None = None
+    tools: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_NO_TOOLS = (b"[]", b"null")
+
+_body = msgspec.json.Decoder(_Body).decode
+_options = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def read_wishes(body: bytes, headers: Mapping[str, str]) -> Wishes:
+    """Return what a request wants.
+
+    Raises:
+        RequestError: the body is no JSON object, or a wish has the wrong type.
+    """
+    content_type = headers.get("content-type", "")
+    try:
+        if content_type.startswith("multipart/form-data"):
+            own = _Body(model=_form_field(body, content_type, "model"))
+        else:
+            own = _body(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"invalid request: {error}") from error
+    given = {**_header_options(headers), **(own.options or {})}
+    if own.kv_cache_type is not None:
+        given["kv_cache_type"] = own.kv_cache_type
+    keep_alive = headers.get(KEEP_ALIVE) if own.keep_alive is None else own.keep_alive
+    try:
+        return Wishes(
+            model=own.model,
+            asked=Asked(**load_time_options(given)),
+            options=checked(given),
+            has_tools=b"".join(bytes(own.tools).split()) not in _NO_TOOLS,
+            keep_alive_s=None if keep_alive is None else parse_duration_setting(keep_alive),
+        )
+    except (OptionTypeError, ValueError) as error:
+        raise RequestError(str(error)) from error
+
+
+def _header_options(headers: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        given = _options(headers[OPTIONS]) if OPTIONS in headers else {}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RequestError(f"header {OPTIONS}: {error}") from error
+    if KV_CACHE_TYPE in headers:
+        given["kv_cache_type"] = headers[KV_CACHE_TYPE]
+    return given
+
+
+def _form_field(body: bytes, content_type: str, name: str) -> str | None:
+    head = b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n"
+    form = BytesParser(policy=HTTP).parsebytes(head + body)
+    for part in form.iter_parts() if form.is_multipart() else ():
+        if part.get_param("name", header="content-disposition") == name:
+            payload = part.get_payload(decode=True)
+            return (
+                payload.decode("utf-8", "replace").strip() if isinstance(payload, bytes) else None
+            )
+    return None
