@@ -2,8 +2,9 @@
 
 It takes llama-server's command line and speaks as much of b11434 as kvsup needs to run it: the
 three informational flags, the child protocol, and ``POST /v1/chat/completions`` as a stream in the
-form, with the headers and in the chunks of the real one. All streams get their next token in the
-same step, as slots of one batch do. ``TOKENS_PER_S`` in the environment is the pace of each stream.
+form, with the headers and in the chunks of the real one; as there, ``created`` is the time of the
+event. All streams get their next token in the same step, as slots of one batch do.
+``TOKENS_PER_S`` in the environment is the pace of each stream.
 
 Runs alone: it imports nothing of kvsup.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 from itertools import pairwise
 from typing import Any, cast
 
@@ -38,6 +40,7 @@ HEAD = (
     b"Transfer-Encoding: chunked\r\nKeep-Alive: timeout=5, max=100\r\n\r\n"
 )
 HEALTHY = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
+UNKNOWN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 EXIT_LINE = b"cmd_router_to_child:exit"
 WORDS = (
     " the", " model", " a", " of", "\n\n", " KV", ",", " cache", ' "quoted"', " naïve", " token",
@@ -50,7 +53,7 @@ def _event(name: str, delta: dict[str, Any], **more: Any) -> bytes:
     finish_reason = more.pop("finish_reason", None)
     event = {
         "choices": [{"finish_reason": finish_reason, "index": 0, "delta": delta}],
-        "created": 1_795_520_891,
+        "created": int(time.time()),
         "id": "chatcmpl-nhiv3YIxyuxD8D7KbksANHGn44HVEY04",
         "model": name,
         "system_fingerprint": "b11434-unknown",
@@ -66,9 +69,19 @@ def _chunk(events: bytes) -> bytes:
 
 
 class Script:
-    """What every stream says, rendered once."""
+    """What every stream says, rendered once a second."""
 
     def __init__(self, name: str) -> None:
+        self._name = name
+        self._rendered_s = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """Render it for the second that it is."""
+        now_s, name = int(time.time()), self._name
+        if now_s == self._rendered_s:
+            return
+        self._rendered_s = now_s
         role = _event(name, {"role": "assistant", "content": None})
         progress = {"total": 32, "cache": 0, "processed": 32, "time_ms": 230}
         self.progress = _chunk(
@@ -76,7 +89,6 @@ class Script:
         )
         self.tokens = [_chunk(_event(name, {"content": word})) for word in WORDS]
         self.first = _chunk(role + _event(name, {"content": WORDS[0]}))
-        self._name = name
 
     def end(self, n_tokens: int) -> bytes:
         """Return the last event with its timings, ``[DONE]`` and the last chunk."""
@@ -92,7 +104,8 @@ class Script:
 class Clock:
     """Gives all open streams their next token, ``tokens_per_s`` times a second."""
 
-    def __init__(self, tokens_per_s: float) -> None:
+    def __init__(self, script: Script, tokens_per_s: float) -> None:
+        self._script = script
         self._interval_s = 1 / tokens_per_s
         self._streams: set[Stream] = set()
 
@@ -108,6 +121,7 @@ class Clock:
         self._streams.discard(stream)
 
     def _step(self, due_s: float) -> None:
+        self._script.renew()
         for stream in tuple(self._streams):
             stream.say()
         if self._streams:
@@ -137,8 +151,8 @@ class Stream(asyncio.Protocol):
         head, blank, body = self._request.partition(b"\r\n\r\n")
         if not blank or len(body) < _content_length(head):
             return
-        if head.startswith(b"GET "):
-            self._transport.write(HEALTHY)
+        if not head.startswith(b"POST /v1/chat/completions "):
+            self._transport.write(HEALTHY if head.startswith(b"GET /health ") else UNKNOWN)
             self._transport.close()
             return
         request = json.loads(body)
@@ -177,7 +191,8 @@ async def _serve(socket: str, name: str) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    script, clock = Script(name), Clock(float(os.environ["TOKENS_PER_S"]))
+    script = Script(name)
+    clock = Clock(script, float(os.environ["TOKENS_PER_S"]))
     await loop.create_unix_server(lambda: Stream(script, clock), socket, backlog=1024)
 
     def obey() -> None:

@@ -29,7 +29,7 @@ DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_TOML = """\
 model = "{model}"
 llama_server = "{source}"
-num_ctx = 2048
+num_ctx = {num_ctx}
 num_parallel = {n_streams}
 keep_alive = -1
 preload = true
@@ -40,7 +40,9 @@ Readings = dict[tuple[int, str], list[Reading]]
 
 
 @contextmanager
-def supervised(folder: Path) -> Iterator[RunningKvsup]:
+def supervised(
+    folder: Path, paces: dict[int, float], *, num_ctx: int = 2048
+) -> Iterator[RunningKvsup]:
     """Yield a kvsup that supervises one token source for each number of streams."""
     source = folder / "llama-server"
     script = Path(__file__).with_name("token_source.py")
@@ -49,9 +51,9 @@ def supervised(folder: Path) -> Iterator[RunningKvsup]:
     model = cache_dir() / "models" / DEMO_MODEL
     models = {
         f"streams{n}": MODEL_TOML.format(
-            model=model, source=source, n_streams=n, tokens_per_s=tokens_per_s
+            model=model, source=source, num_ctx=num_ctx, n_streams=n, tokens_per_s=tokens_per_s
         )
-        for n, tokens_per_s in PACES.items()
+        for n, tokens_per_s in paces.items()
     }
     with RunningKvsup(
         folder, models=models, llama_server=source, host='memory = "64GiB"'
@@ -90,7 +92,7 @@ def run(*, n_rounds: int, window_s: float) -> tuple[Readings, float]:
     readings: Readings = {(n, route): [] for n in PACES for route in ROUTES}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        kvsup = stack.enter_context(supervised(Path(folder)))
+        kvsup = stack.enter_context(supervised(Path(folder), PACES))
         servers = {}
         for plan in read_configuration(kvsup.configs, {}).plans:
             servers[plan.name, "byte copy"] = stack.enter_context(byte_copy(plan.socket))
@@ -126,6 +128,20 @@ def rows(readings: Readings) -> Iterator[tuple[str, ...]]:
         )
 
 
+def translation_rows(readings: Readings) -> Iterator[tuple[str, ...]]:
+    """Yield what ``/api`` costs over ``/v1``, for each number of streams."""
+    for n, pace in PACES.items():
+        passed = [reading.us_per_token for reading in readings[n, "/v1"]]
+        translated = [reading.us_per_token for reading in readings[n, "/api"]]
+        ratios = [cost / floor for cost, floor in zip(translated, passed, strict=True)]
+        yield (
+            f"{n} x {pace:.0f}/s",
+            f"{statistics.median(ratios):.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+            f"{min(translated) / min(passed):.2f}",
+        )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -142,6 +158,11 @@ def main() -> None:
         "of one core",
     )  # fmt: skip
     print_table(head, rows(readings))
+    print()
+    print_table(
+        ("/api over /v1", "ratio", "range", "of the least"),
+        translation_rows(readings),
+    )
     print(f"\nkvsup after all this: {resident_mb:.0f} MB resident")
 
 

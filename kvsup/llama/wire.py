@@ -116,7 +116,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     The events of an answer differ in their text alone, and once a second in ``created``. So an
     event that stands in the frame of the one before is known without being decoded, and its text
-    is copied: translation to Ollama's lines takes a third of the time (``docs/performance.md``).
+    is copied. That makes Ollama's line of a token in 1.4 µs instead of 3.2, and in 0.7 instead of
+    2.0 where four come together (``docs/performance.md``).
     """
 
     before: bytes

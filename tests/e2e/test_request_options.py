@@ -45,7 +45,7 @@ def _nothing_loaded(kvsup: RunningKvsup) -> Iterator[None]:
     eventually(lambda: not kvsup.children())
 
 
-def _chat(kvsup: RunningKvsup, model: str = "growing", **options: Any) -> httpx.Response:
+def _chat(kvsup: RunningKvsup, model: str = "growing", /, **options: Any) -> httpx.Response:
     body = {"model": model, "messages": HELLO, "stream": False, "options": {**SHORT, **options}}
     return kvsup.client.post("/api/chat", json=body)
 
@@ -176,7 +176,10 @@ def test_kv_cache_type_over_v1_is_what_runs(
     kvsup: RunningKvsup, path: str, body: dict[str, Any], by: str
 ) -> None:
     """By a member of the body, or by a header where a client cannot add one."""
-    members = {"member": {"kv_cache_type": Q8}, "options": {"options": {"kv_cache_type": Q8}}}
+    members: dict[str, dict[str, Any]] = {
+        "member": {"kv_cache_type": Q8},
+        "options": {"options": {"kv_cache_type": Q8}},
+    }
     headers = {
         "header": {"x-kvsup-kv-cache-type": Q8},
         "options header": {"x-kvsup-options": json.dumps({"kv_cache_type": Q8})},
@@ -284,9 +287,9 @@ def test_option_of_more_than_is_there_is_on_the_next_command_line(
     """The model grows to it, and keeps it for who asks for less."""
     _served(_chat(kvsup, num_batch=64))
 
-    assert _served(_chat(kvsup, **{option: value})) == []
+    assert _served(_chat(kvsup, "growing", **{option: value})) == []
     eventually(lambda: len(_pids(kvsup)) == 1)
-    assert _served(_chat(kvsup, **{option: 1})) == []
+    assert _served(_chat(kvsup, "growing", **{option: 1})) == []
 
     assert _argument(kvsup, flag) == str(value)
 
@@ -353,21 +356,25 @@ def test_options_of_ollamas_documented_example_are_served(kvsup: RunningKvsup) -
 
 
 def test_draft_num_predict_is_noted(kvsup: RunningKvsup) -> None:
-    """kvsup has no draft model to give by a request, and says where one goes."""
+    """A request can bring no draft model; where one goes is said."""
     (note,) = _served(_chat(kvsup, draft_num_predict=4))
 
     assert note.startswith("draft_num_predict needs a draft model")
 
 
 @pytest.mark.parametrize("option", ["num_thread", "num_batch", "num_gpu", "main_gpu"])
-def test_option_that_no_machine_has_harms_nobody_else(kvsup: RunningKvsup, option: str) -> None:
-    """Whatever becomes of that request, the model serves the next as before."""
+def test_option_that_no_machine_has_is_tried_at_most_once(kvsup: RunningKvsup, option: str) -> None:
+    """Whatever becomes of that request, it neither fails the next nor starts a process again."""
     _served(_chat(kvsup))
+    _chat(kvsup, "growing", **{option: 10**12})
+    assert _served(_chat(kvsup)) == []
+    eventually(lambda: len(_pids(kvsup)) == 1)
     before = _pids(kvsup)
 
-    _chat(kvsup, **{option: 10**12})
+    for value in (10**12, 10**11, 10**12):
+        _chat(kvsup, "growing", **{option: value})
+        assert _served(_chat(kvsup)) == []
 
-    assert _served(_chat(kvsup)) == []
     assert _pids(kvsup) == before
 
 

@@ -193,13 +193,13 @@ def test_choose_while_the_middle_one_of_three_drains_is_the_largest() -> None:
 
 def test_choose_for_another_option_while_the_middle_one_drains_builds_on_the_largest() -> None:
     """What the largest has is kept when it grows in another direction."""
-    now = Served([plan_of(msgspec.structs.replace(MODEL, threads=1))])
+    now = Served([plan_of(msgspec.structs.replace(MODEL, batch_size=64))])
     now.serve(Asked(num_ctx=2048))
-    now.serve(Asked(num_thread=3), drains=True)
+    now.serve(Asked(num_batch=128), drains=True)
 
     model = now.serve(Asked(num_ctx=4096), drains=True).plan.model
 
-    assert (model.num_ctx, model.threads) == (4096, 3)
+    assert (model.num_ctx, model.batch_size) == (4096, 128)
 
 
 def test_choose_of_a_small_batch_before_the_load_is_what_the_file_would_give() -> None:
