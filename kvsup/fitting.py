@@ -3,7 +3,8 @@
 Ollama starts a model anew whenever a request's ``num_ctx``, ``num_batch``, ``num_gpu``,
 ``num_thread`` … differ from what runs (server/sched.go, 2026-08), so two clients that differ make
 it reload at each turn. Here a model only grows while it is loaded: whatever asks for as much as is
-there, or less, is served at once, and the settings of the TOML file are the least that there is.
+there, or less, is served at once, and the settings of the TOML file are the least that there is;
+what the file leaves to llama-server (threads, GPU layers) the first request may say that loads it.
 KV cache types have no order: each pair that is asked for is a process of its own.
 """
 
@@ -27,6 +28,9 @@ _ORDERED = {
     "num_thread": "threads",
 }
 """Options of which more serves whoever asks for less, with the keys that they set."""
+
+_ALL_LAYERS = 999
+"""More than any model has."""
 
 _CHOICES = ("main_gpu", "use_mmap")
 """Options that a load takes up where the file leaves them open, and named as their keys."""
@@ -106,7 +110,7 @@ def fit(
         changes = {
             key: value
             for key in _CHOICES
-            if (value := getattr(asked, key)) is not None and getattr(model, key) is None
+            if (value := _choice(asked, key)) is not None and getattr(model, key) is None
         }
     for option, wanted in _quantities(asked, trained_tokens, n_processors):
         key = _ORDERED[option]
@@ -145,16 +149,27 @@ def unmet(
     for key in _CHOICES:
         chosen = getattr(model, key)
         is_open = chosen is None and key == "use_mmap" and asked.use_mmap
-        if getattr(asked, key) not in {None, chosen} and not is_open:
+        if _choice(asked, key) not in {None, chosen} and not is_open:
             yield f"{key} is decided at the load, this one was loaded otherwise"
     if asked.draft_num_predict:
         yield "draft_num_predict needs a draft model; give one by extra_args"
 
 
+def _choice(asked: Asked, key: str) -> int | bool | None:
+    """Return what is asked; a negative number, such as a GPU of -1, is nothing."""
+    value: int | bool | None = getattr(asked, key)
+    return None if value is None or value < 0 else value
+
+
 def _quantities(
     asked: Asked, trained_tokens: int | None, n_processors: int | None
 ) -> Iterator[tuple[str, int]]:
-    limits = {"num_ctx": trained_tokens, "num_batch": trained_tokens, "num_thread": n_processors}
+    limits = {
+        "num_ctx": trained_tokens,
+        "num_batch": trained_tokens,
+        "num_gpu": _ALL_LAYERS,
+        "num_thread": n_processors,
+    }
     for option in _ORDERED:
         wanted: int | None = getattr(asked, option)
         if wanted is None or wanted < 0 or (wanted == 0 and option != "num_gpu"):

@@ -4,7 +4,7 @@ What llama-server does otherwise (b10434, b11434: server-task.cpp, ``to_json_ant
 the stream has no ``message_start`` where the first token is a piece of a character; blocks stay
 open until the end and one can be opened twice; a call of a tool starts without ``input``, thinking
 without ``signature``; only the start counts the prompt; a stop sequence ends as ``end_turn``; the
-text that the client put into the assistant's mouth is repeated.
+text that the client put into the assistant's mouth is repeated; ids begin with ``chatcmpl-``.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,8 @@ class Asked:
             if block["type"] == "text":
                 block["text"] = block["text"].removeprefix(self.prefill)
                 break
-        return {**message, **self.ending(message), "usage": usage_of(message["usage"])}
+        usage = usage_of(message["usage"])
+        return {**message, **self.ending(message), "id": _id_of(message), "usage": usage}
 
     def ending(self, delta: Json) -> Json:
         """Return why a message ended; a template's own stop word is none of the client's."""
@@ -65,6 +66,12 @@ def usage_of(usage: Json) -> Json:
         "cache_read_input_tokens": usage.get("cache_read_input_tokens", 0),
         "output_tokens": usage["output_tokens"],
     }
+
+
+def _id_of(message: Json) -> str:
+    """Return llama-server's id of ``message``, in Anthropic's form."""
+    engine_id: str = message["id"]
+    return "msg_" + engine_id.removeprefix("chatcmpl-")
 
 
 class MessageMend:
@@ -110,7 +117,7 @@ class MessageMend:
 
     def _rebuilt(self, name: bytes, event: bytes, data: Json) -> Iterator[bytes]:
         if name == b"event: message_start":
-            yield self._started(data["message"])
+            yield self._started({**data["message"], "id": _id_of(data["message"])})
             return
         if self._usage is None:
             yield self._started(self._unsent_start())

@@ -20,12 +20,13 @@ from kvsup.api.relay import copy, relay
 from kvsup.api.wishes import Wishes, read_wishes
 from kvsup.errors import ModelNotFound, RequestError
 from kvsup.llama.defaults import sampling_members, with_defaults, with_system
-from kvsup.llama.steering import PassAnswer, steer
+from kvsup.llama.steering import PassAnswer, Steered, steer
 from kvsup.mending import Mend, Prepared
 from kvsup.ollama import catalog
 from kvsup.ollama.names import full_name
 from kvsup.ollama.options import given_fields
 from kvsup.openai import requests as openai_requests
+from kvsup.openai import transcriptions
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.upstream import Response
@@ -132,7 +133,7 @@ class PassthroughHandlers:
             body, notes = _with_settings(path, body, plan, wishes, prepared)
             for note in notes:
                 exchange.note(note)
-        steered = steer(path, body)
+        steered = _steer_form(body, content_type) if is_form else steer(path, body)
         async with self._fleet.lease(
             plan.name,
             asked=wishes.asked,
@@ -214,6 +215,11 @@ def _check_can(path: str, plan: Plan, wishes: Wishes) -> None:
         raise RequestError(f"{full_name(wishes.model or plan.name)} does not support tools")
     if path.endswith("/audio/transcriptions") and "audio" not in can:
         raise RequestError(f'"{wishes.model}" does not support audio')
+
+
+def _steer_form(body: bytes, content_type: str) -> Steered | None:
+    form = transcriptions.asked_as_json(body, content_type)
+    return None if form is None else Steered(form, transcriptions.TextAnswer)
 
 
 def _with_settings(

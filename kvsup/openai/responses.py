@@ -2,7 +2,11 @@
 
 llama-server's own (b10434, b11434: server-task.cpp, ``to_json_oaicompat_resp*``) has no sequence
 numbers, no indexes, no ``.done`` event for arguments and for reasoning, no event about an item
-that its parser finds only at the end, and says "completed" of what a limit cut off.
+that its parser finds only at the end, and says "completed" of what a limit cut off. It tells
+thoughts as ``reasoning_text`` and leaves ``summary`` empty, and ends them after the message.
+
+Ollama tells them only as the summary (openai/responses.go, 2026-08), and only that is a thought to
+pydantic-ai 2 and @ai-sdk/openai 4, so here they are in both.
 """
 
 from collections.abc import Iterator
@@ -120,11 +124,19 @@ def _echoed_tool(tool: Json) -> Json:
 
 
 def _completed(item: Json) -> Json:
-    return {**item, "status": "completed"}
+    if item["type"] != "reasoning":
+        return {**item, "status": "completed"}
+    summary = [_summary(part["text"]) for part in item["content"]]
+    return {**item, "summary": summary, "status": "completed"}
+
+
+def _summary(text: str) -> Json:
+    return {"type": "summary_text", "text": text}
 
 
 class _Delta(msgspec.Struct, frozen=True, gc=False):
     item_id: str
+    delta: str = ""
 
 
 _delta = msgspec.json.Decoder(_Delta).decode
@@ -142,6 +154,9 @@ _TEXTS = {
 }
 """What the events about an item's text begin with."""
 
+_SUMMARY = "response.reasoning_summary"
+"""What the events about the summary of a thought begin with."""
+
 _REPLACED = {
     "response.content_part.added",
     "response.content_part.done",
@@ -155,15 +170,30 @@ class _Item:
     """One item of the output."""
 
     def __init__(self, item: Json, index: int) -> None:
+        self.added = item
         self.index = index
         self.id: str = item["id"]
         self.kind: str = item["type"]
+        self.pieces: list[str] = []
+        """A thought's text so far; of other items it is not needed."""
+        self.is_closed = False
 
     @property
     def place(self) -> Json:
         """Return where the item's text stands."""
         place: Json = {"item_id": self.id, "output_index": self.index}
         return place if self.kind == "function_call" else {**place, "content_index": 0}
+
+    @property
+    def summary_place(self) -> Json:
+        """Return where the summary of a thought stands."""
+        return {"item_id": self.id, "output_index": self.index, "summary_index": 0}
+
+    @property
+    def thought(self) -> Json:
+        """Return the whole item of a thought that is at its end."""
+        part = {"type": "reasoning_text", "text": "".join(self.pieces)}
+        return _completed({**self.added, "content": [part]})
 
     @property
     def logprobs(self) -> Json:
@@ -178,6 +208,7 @@ class ResponseMend:
         self._echo = echo
         self._events = EventSplitter()
         self._items: dict[str, _Item] = {}
+        self._thinking: _Item | None = None
         self._n_sent = 0
         self._is_created = False
         self._is_in_progress = False
@@ -199,7 +230,7 @@ class ResponseMend:
     def _mended(self, event: bytes) -> Iterator[bytes]:
         name, _, payload = event.partition(b"\ndata: ")
         if name.endswith(b".delta"):
-            yield self._spliced(name, payload)
+            yield from self._continued(name, payload)
         elif payload:
             yield from self._rebuilt(_decode(payload))
         elif event.startswith(b'data: {"error"'):
@@ -207,12 +238,23 @@ class ResponseMend:
         else:
             yield event + b"\n\n"
 
-    def _spliced(self, name: bytes, payload: bytes) -> bytes:
-        """Return an event about a token with its place and number before the last brace."""
-        item = self._items.get(_delta(payload).item_id)
+    def _continued(self, name: bytes, payload: bytes) -> Iterator[bytes]:
+        """Yield an event about a token; a thought that goes on after its end is told no more."""
+        delta = _delta(payload)
+        item = self._items.get(delta.item_id)
         if item is None:
             event = _decode(payload)
-            return self._event(event["type"], event)
+            yield self._event(event["type"], event)
+        elif item.kind != "reasoning":
+            yield self._spliced(item, name, payload)
+        elif not item.is_closed:
+            item.pieces.append(delta.delta)
+            yield self._spliced(item, name, payload)
+            summary = {**item.summary_place, "delta": delta.delta}
+            yield self._event(f"{_SUMMARY}_text.delta", summary)
+
+    def _spliced(self, item: _Item, name: bytes, payload: bytes) -> bytes:
+        """Return an event about a token with its place and number before the last brace."""
         content = b"" if item.kind == "function_call" else b',"content_index":0'
         logprobs = b',"logprobs":[]' if item.kind == "message" else b""
         return b'%b\ndata: %b,"output_index":%d%b%b,"sequence_number":%d}\n\n' % (
@@ -242,11 +284,18 @@ class ResponseMend:
             yield self._event("response.in_progress", {**event, "response": response})
 
     def _added(self, added: Json) -> Iterator[bytes]:
+        """Open an item; a thought ends where the next item begins."""
+        if self._thinking is not None:
+            yield from self._closed(self._thinking, self._thinking.thought)
         item = self._items[added["id"]] = _Item(added, len(self._items))
         yield self._event("response.output_item.added", {"output_index": item.index, "item": added})
         if item.kind in _PARTS:
             place = {**item.place, "part": _PARTS[item.kind]}
             yield self._event("response.content_part.added", place)
+        if item.kind == "reasoning":
+            self._thinking = item
+            place = {**item.summary_place, "part": _summary("")}
+            yield self._event(f"{_SUMMARY}_part.added", place)
 
     def _ended(self, event: Json) -> Iterator[bytes]:
         """Close every item, also one that is told only now, and then the response."""
@@ -254,16 +303,25 @@ class ResponseMend:
         response = self._echo.whole(event["response"])
         for done in response["output"]:
             if done["id"] not in self._items:
-                yield from self._added({**done, **_emptied(done), "status": "in_progress"})
-                item = self._items[done["id"]]
-                delta = {**item.place, "delta": _text(done), **item.logprobs}
-                yield self._event(f"{_TEXTS[item.kind]}.delta", delta)
-            yield from self._closed(self._items[done["id"]], done)
+                yield from self._told_late(done)
+            item = self._items[done["id"]]
+            if not item.is_closed:
+                yield from self._closed(item, done)
         response["output"].sort(key=lambda item: self._items[item["id"]].index)
         kind = "response." + response["status"]
         yield self._event(kind, {**event, "type": kind, "response": response})
 
+    def _told_late(self, done: Json) -> Iterator[bytes]:
+        yield from self._added({**done, **_emptied(done), "status": "in_progress"})
+        item = self._items[done["id"]]
+        delta = {**item.place, "delta": _text(done), **item.logprobs}
+        yield self._event(f"{_TEXTS[item.kind]}.delta", delta)
+        if item.kind == "reasoning":
+            summary = {**item.summary_place, "delta": _text(done)}
+            yield self._event(f"{_SUMMARY}_text.delta", summary)
+
     def _closed(self, item: _Item, done: Json) -> Iterator[bytes]:
+        item.is_closed = True
         kind = f"{_TEXTS[item.kind]}.done"
         if item.kind == "function_call":
             arguments = {"name": done["name"], "arguments": done["arguments"]}
@@ -272,6 +330,12 @@ class ResponseMend:
             yield self._event(kind, {**item.place, "text": _text(done), **item.logprobs})
             part = {**item.place, "part": done["content"][0]}
             yield self._event("response.content_part.done", part)
+        if item.kind == "reasoning":
+            self._thinking = None
+            summary = {**item.summary_place, "text": _text(done)}
+            yield self._event(f"{_SUMMARY}_text.done", summary)
+            part = {**item.summary_place, "part": done["summary"][0]}
+            yield self._event(f"{_SUMMARY}_part.done", part)
         closed = {"output_index": item.index, "item": done}
         yield self._event("response.output_item.done", closed)
 
@@ -298,4 +362,7 @@ def _text(item: Json) -> Any:
 
 
 def _emptied(item: Json) -> Json:
-    return {"arguments": ""} if item["type"] == "function_call" else {"content": []}
+    """Return what an item whose text is still to come has in place of it."""
+    if item["type"] == "function_call":
+        return {"arguments": ""}
+    return {"content": []} | ({"summary": []} if item["type"] == "reasoning" else {})

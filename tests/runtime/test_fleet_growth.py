@@ -89,7 +89,7 @@ async def test_growth_keeps_the_running_stream_until_its_end(folder: Folder) -> 
                 assert larger.plan.model.num_ctx == 512
                 rest = await response.read_all()
             assert b'"stop":true' in rest
-            assert old.state is State.DRAINING
+            assert old.is_leaving
         await until(lambda: now.fleet.loaded() == [larger])
 
 

@@ -110,6 +110,19 @@ def test_stream_builds_the_whole_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_id_of_a_message_is_in_anthropics_form(name: str) -> None:
+    """llama-server's own says that it is a chat's; what makes it unique stays."""
+    golden = json.loads((GOLDEN / f"{name}.json").read_bytes())
+
+    streamed, whole = _stream(name)[0]["message"]["id"], _whole(name)["id"]
+
+    assert golden["id"].startswith("chatcmpl-")
+    assert whole == golden["id"].replace("chatcmpl-", "msg_")
+    assert streamed.startswith("msg_")
+    assert "chatcmpl" not in streamed
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_usage_has_every_count_from_start_to_end(name: str) -> None:
     """The prompt is what was read and what was in the cache; tools add the three up."""
     counts = {

@@ -64,7 +64,7 @@ PROGRESS = _chunk(ROLE, prompt_progress={"total": 12, "cache": 5, "processed": 5
 TEXT = _chunk({"content": "{}"})
 CACHED = {"prompt_tokens_details": {"cached_tokens": 5}}
 USED = {"prompt_tokens": 12, "completion_tokens": 3, **CACHED}
-MESSAGE = {"id": "chatcmpl-1", "type": "message", "role": "assistant", "model": "m"}
+MESSAGE = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m"}
 COUNTS = {"input_tokens": 7, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 5}
 
 

@@ -76,6 +76,8 @@ def test_events_of_a_text_stand_between_its_start_and_its_end(name: str) -> None
     texts: dict[tuple[int, str], str] = {}
     for event in events:
         kind = event["type"]
+        if kind.startswith("response.reasoning_summary"):
+            continue
         if kind == "response.output_item.added":
             assert event["output_index"] == len(texts)
             texts[event["output_index"], event["item"]["id"]] = ""
@@ -94,7 +96,7 @@ def test_each_item_that_is_opened_is_closed(name: str) -> None:
     """A helper refuses to complete a response with an open item."""
     kinds = [event["type"] for event in _stream(name)]
 
-    for opened in ("output_item", "content_part"):
+    for opened in ("output_item", "content_part", "reasoning_summary_part"):
         assert kinds.count(f"response.{opened}.added") == kinds.count(f"response.{opened}.done")
     assert kinds[:2] == ["response.created", "response.in_progress"]
     assert kinds.count("response.in_progress") == 1
@@ -207,6 +209,88 @@ def test_item_that_is_told_only_at_the_end_is_opened_before() -> None:
     assert (added["item"]["arguments"], added["output_index"]) == ("", 0)
     assert delta["delta"] == done["arguments"] != ""
     assert all(validate(event) for event in events)
+
+
+@pytest.mark.parametrize("build", ["b10434", "b11434"])
+def test_thought_of_a_whole_answer_is_its_summary_too(build: str) -> None:
+    """pydantic-ai and the AI SDK read nothing else, and Ollama sends nothing else."""
+    thought = _whole(f"thinking.{build}")["output"][0]
+
+    assert thought["content"] == [{"type": "reasoning_text", "text": "hm e\n"}]
+    assert thought["summary"] == [{"type": "summary_text", "text": "hm e\n"}]
+
+
+@pytest.mark.parametrize("build", ["b10434", "b11434"])
+def test_thought_of_a_stream_is_told_as_its_summary_too(build: str) -> None:
+    """Piece by piece, each with the place of the item's only summary."""
+    events = [e for e in _stream(f"thinking.{build}") if "reasoning_summary" in e["type"]]
+
+    start, *deltas, text, part = events
+    assert start["type"] == "response.reasoning_summary_part.added"
+    assert start["part"] == {"type": "summary_text", "text": ""}
+    assert {delta["type"] for delta in deltas} == {"response.reasoning_summary_text.delta"}
+    assert len(deltas) > 1
+    assert "".join(delta["delta"] for delta in deltas) == text["text"] == "hm e\n"
+    assert text["type"] == "response.reasoning_summary_text.done"
+    assert part["type"] == "response.reasoning_summary_part.done"
+    assert part["part"] == {"type": "summary_text", "text": "hm e\n"}
+    assert {(event["output_index"], event["summary_index"]) for event in events} == {(0, 0)}
+    assert len({event["item_id"] for event in events}) == 1
+
+
+@pytest.mark.parametrize("build", ["b10434", "b11434"])
+def test_thought_of_a_stream_ends_before_the_message_begins(build: str) -> None:
+    """llama-server ends it after the message; it is the item that the last event has."""
+    events = _stream(f"thinking.{build}")
+
+    kinds = [event["type"] for event in events]
+    closed_at = kinds.index("response.output_item.done")
+    assert kinds[closed_at + 1] == "response.output_item.added"
+    assert events[closed_at + 1]["item"]["type"] == "message"
+    assert events[closed_at]["item"] == events[-1]["response"]["output"][0]
+
+
+def test_stream_that_is_cut_in_a_thought_ends_it_as_incomplete() -> None:
+    """No message begins before which it could end."""
+    golden = (GOLDEN / "thinking.b11434.sse").read_bytes().split(b"\n\n")
+    last = json.loads(golden[-2].partition(b"\ndata: ")[2])
+    last["response"]["output"].pop()
+    cut = b"event: response.completed\ndata: " + json.dumps(last).encode()
+    stream = b"\n\n".join([e for e in golden[:-2] if b"msg_" not in e] + [cut, b""])
+
+    events = _events(_mended(stream, stream=True, max_output_tokens=34))
+
+    kinds = [event["type"] for event in events]
+    assert kinds[-2:] == ["response.output_item.done", "response.incomplete"]
+    assert kinds.count("response.reasoning_summary_part.done") == 1
+    assert events[-2]["item"] == events[-1]["response"]["output"][0]
+    assert events[-2]["item"]["status"] == "incomplete"
+
+
+def test_thought_that_is_told_only_at_the_end_has_its_summary() -> None:
+    """Its events come in the order of any other thought's."""
+    golden = (GOLDEN / "thinking.b11434.sse").read_bytes().split(b"\n\n")
+    stream = b"\n\n".join(e for e in golden if b".added" not in e and b".delta" not in e)
+
+    events = _events(_mended(stream, stream=True))
+
+    summary = [e for e in events if "reasoning_summary" in e["type"]]
+    assert [event["type"].rpartition("_")[2] for event in summary] == [
+        "part.added", "text.delta", "text.done", "part.done",
+    ]  # fmt: skip
+    assert summary[1]["delta"] == summary[2]["text"] == "hm e\n"
+    assert all(validate(event) for event in events)
+    added = next(e for e in events if e["type"] == "response.output_item.added")
+    assert (added["item"]["content"], added["item"]["summary"]) == ([], [])
+
+
+def test_thought_that_goes_on_after_its_end_is_only_in_the_whole() -> None:
+    """A client that was told its end would raise at another piece of it."""
+    golden = (GOLDEN / "thinking.b11434.sse").read_bytes().split(b"\n\n")
+    thought = next(event for event in golden if b"reasoning_text.delta" in event)
+    stream = b"\n\n".join([*golden[:-6], thought, *golden[-6:]])
+
+    assert _mended(stream, stream=True) == _mended(b"\n\n".join(golden), stream=True)
 
 
 def test_stream_without_a_start_gets_one() -> None:
