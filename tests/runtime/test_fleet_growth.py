@@ -8,7 +8,6 @@ import pytest
 from kvsup import events
 from kvsup.errors import CapacityError, QueueFull
 from kvsup.fitting import NOTHING, Asked
-from kvsup.lifecycle import State
 from tests.runtime.growing import (
     LARGER,
     LARGEST,

@@ -212,7 +212,8 @@ test('a response answers whole and says that it was cut', async () => {
   const answer = await client.responses.create(response);
 
   assert.equal(answer.object, 'response');
-  assert.ok(answer.created_at > 0 && answer.created_at <= answer.completed_at);
+  assert.ok(answer.created_at > 0);
+  assert.equal(answer.completed_at, null);
   assert.ok(answer.output_text.length > 0);
   assert.equal(answer.status, 'incomplete');
   assert.equal(answer.incomplete_details.reason, 'max_output_tokens');
