@@ -13,10 +13,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
-from kvsup.anthropic import errors as anthropic
+from kvsup.api.errors import shape_for
 from kvsup.keys import KeyRing, Scope
-from kvsup.ollama.ndjson import encode
-from kvsup.openai import errors as openai
 
 _PUBLIC = frozenset({"/", "/api/version", "/health", "/v1/health", "/openapi.json"})
 _READING = frozenset({"GET", "HEAD"})
@@ -61,7 +59,7 @@ class Auth:
             await self._app(connection, receive, send)
             return
         status, text = refusal
-        body = error_body(connection["path"], status, text)
+        body = shape_for(connection["path"]).body(text, status)
         challenge = [(b"www-authenticate", b"Bearer")] if status == 401 else []
         headers = [
             (b"content-type", b"application/json; charset=utf-8"),
@@ -121,19 +119,6 @@ def is_loopback(address: str) -> bool:
         return False
     mapped = getattr(parsed, "ipv4_mapped", None)  # ::ffff:127.0.0.1, on a socket for both
     return bool((mapped or parsed).is_loopback)
-
-
-def error_body(path: str, status: int, text: str) -> bytes:
-    """Return a 401 or 403 as the API at ``path`` writes it, so that its clients raise their class.
-
-    The codes are those of OpenAI's service (2026-08).
-    """
-    if path.startswith(("/api/", "/kvsup")):
-        return encode({"error": text})
-    if path.startswith("/v1/messages"):
-        return anthropic.error_body(text, status)
-    code = "invalid_api_key" if status == 401 else "insufficient_permissions"
-    return openai.error_body(text, status, code=code)
 
 
 def _tokens(headers: Headers) -> Iterator[str]:

@@ -84,7 +84,7 @@ ANTHROPIC = ErrorShape(
 )
 
 
-def shape_of(path: str) -> ErrorShape:
+def shape_for(path: str) -> ErrorShape:
     """Return the shape of the API that ``path`` belongs to."""
     if path.startswith(("/api/", "/kvsup")):
         return OLLAMA

@@ -23,6 +23,8 @@ _TYPES = {
     503: "unavailable_error",
 }
 
+_CODES = {401: "invalid_api_key", 403: "insufficient_permissions", 404: "model_not_found"}
+
 _OPENINGS = {
     "Missing required parameter:": "missing_required_parameter",
     "Invalid type for": "invalid_type",
@@ -34,19 +36,17 @@ _OPENINGS = {
 _ABOUT = re.compile(rf"(?P<opening>{'|'.join(_OPENINGS)}) '(?P<param>[^']+)'")
 
 
-def error_body(message: str, status: int, *, code: str | None = None) -> bytes:
+def error_body(message: str, status: int) -> bytes:
     """Return the body of an answer with ``status``; ``param`` and ``code`` as the text tells.
 
     Args:
         message: what is wrong; of the texts in this file the parameter is read.
         status: of the HTTP answer.
-        code: a word for programs; None for what the text or the status tells.
     """
     about = _ABOUT.match(message) if status == 400 else None
-    if code is None and about is not None:
-        code = _OPENINGS[about["opening"]]
-    if code is None and status == 404:
-        code = "model_not_found" if message.startswith("model '") else None
+    code = _OPENINGS[about["opening"]] if about is not None else _CODES.get(status)
+    if status == 404 and not message.startswith("model '"):
+        code = None
     error = {
         "message": message,
         "type": _TYPES.get(status, "api_error"),

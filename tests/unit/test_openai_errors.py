@@ -9,23 +9,23 @@ from kvsup.openai import errors
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "kind", "code"),
     [
-        (400, "invalid_request_error"),
-        (401, "authentication_error"),
-        (403, "permission_error"),
-        (404, "not_found_error"),
-        (413, "invalid_request_error"),
-        (429, "rate_limit_error"),
-        (500, "api_error"),
-        (503, "unavailable_error"),
+        (400, "invalid_request_error", None),
+        (401, "authentication_error", "invalid_api_key"),
+        (403, "permission_error", "insufficient_permissions"),
+        (404, "not_found_error", None),
+        (413, "invalid_request_error", None),
+        (429, "rate_limit_error", None),
+        (500, "api_error", None),
+        (503, "unavailable_error", None),
     ],
 )
-def test_error_type_follows_the_status(status: int, kind: str) -> None:
+def test_error_type_follows_the_status(status: int, kind: str, code: str | None) -> None:
     """The SDKs choose their class by the status, people read the type."""
     body = json.loads(errors.error_body("no", status))
 
-    assert body == {"error": {"message": "no", "type": kind, "param": None, "code": None}}
+    assert body == {"error": {"message": "no", "type": kind, "param": None, "code": code}}
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,6 @@ def test_error_about_a_missing_model_has_openais_code(
     body = json.loads(errors.error_body(message, status))["error"]
 
     assert body["code"] == code
-
-
-def test_error_with_a_given_code_keeps_it() -> None:
-    """The caller knows best."""
-    body = json.loads(errors.error_body("model 'x' is gone", 404, code="gone"))["error"]
-
-    assert body["code"] == "gone"
 
 
 def test_error_of_the_engine_has_no_number_as_code() -> None:
