@@ -133,13 +133,13 @@ class MessageMend:
                 yield from self._closed()
                 usage = {**(self._usage or {}), **data["usage"]}
                 delta = self._asked.ending(data["delta"])
-                yield _event("message_delta", {"delta": delta, "usage": usage})
+                yield written("message_delta", {"delta": delta, "usage": usage})
             case _:
                 yield event + b"\n\n"
 
     def _started(self, message: Json) -> bytes:
         self._usage = usage_of(message["usage"])
-        return _event("message_start", {"message": {**message, "usage": self._usage}})
+        return written("message_start", {"message": {**message, "usage": self._usage}})
 
     def _unsent_start(self) -> Json:
         asked = self._asked
@@ -160,7 +160,7 @@ class MessageMend:
         yield from self._closed()
         self._open, self._kinds[index] = index, block["type"]
         block = {**block, **_LACKING.get(block["type"], {})}
-        yield _event("content_block_start", {"index": index, "content_block": block})
+        yield written("content_block_start", {"index": index, "content_block": block})
 
     def _block_continued(self, event: bytes, data: Json) -> Iterator[bytes]:
         """Let a delta pass, without the prefill in the first of text; the signature comes once."""
@@ -173,7 +173,7 @@ class MessageMend:
             self._may_repeat = False
             text = delta["text"].removeprefix(self._asked.prefill)
             if text != delta["text"]:
-                yield _event("content_block_delta", {**data, "delta": {**delta, "text": text}})
+                yield written("content_block_delta", {**data, "delta": {**delta, "text": text}})
                 return
         yield event + b"\n\n"
 
@@ -184,11 +184,12 @@ class MessageMend:
             return
         if self._kinds[index] == "thinking" and not self._is_signed:
             signature = {"type": "signature_delta", "signature": ""}
-            yield _event("content_block_delta", {"index": index, "delta": signature})
-        yield _event("content_block_stop", {"index": index})
+            yield written("content_block_delta", {"index": index, "delta": signature})
+        yield written("content_block_stop", {"index": index})
 
 
-def _event(kind: str, members: Json) -> bytes:
+def written(kind: str, members: Json) -> bytes:
+    """Return an event of ``kind`` as Anthropic writes it."""
     data = msgspec.json.encode({"type": kind, **members})
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 

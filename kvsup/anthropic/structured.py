@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from kvsup.anthropic.messages import Asked, MessageMend
+from kvsup.anthropic.messages import Asked, MessageMend, written
 from kvsup.mending import EventSplitter
 
 Json = dict[str, Any]
@@ -286,8 +286,8 @@ class ChatMend:
         if "usage" in chunk:
             usage = {"output_tokens": chunk["usage"]["completion_tokens"]}
             delta = _ending(self._finish_reason, self._stop_word)
-            yield _event("message_delta", delta=delta, usage=usage)
-            yield _event("message_stop")
+            yield written("message_delta", {"delta": delta, "usage": usage})
+            yield written("message_stop", {})
 
     def _added(self, delta: Json) -> Iterator[bytes]:
         if thinking := delta.get("reasoning_content"):
@@ -308,8 +308,8 @@ class ChatMend:
         """Yield what goes on with the block of ``key``, which begins as ``block``."""
         index = self._indexes.setdefault(key, n_blocks := len(self._indexes))
         if index == n_blocks:
-            yield _event("content_block_start", index=index, content_block=block)
-        yield _event("content_block_delta", index=index, delta=delta)
+            yield written("content_block_start", {"index": index, "content_block": block})
+        yield written("content_block_delta", {"index": index, "delta": delta})
 
 
 def _start(chunk: Json) -> bytes:
@@ -325,9 +325,4 @@ def _start(chunk: Json) -> bytes:
         "stop_sequence": None,
         "usage": usage,
     }
-    return _event("message_start", message=message)
-
-
-def _event(kind: str, **members: object) -> bytes:
-    data = msgspec.json.encode({"type": kind, **members})
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+    return written("message_start", {"message": message})
