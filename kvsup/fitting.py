@@ -142,6 +142,8 @@ def unmet(
         there: int | None = getattr(model, _ORDERED[option])
         if there is not None and wanted > there:
             yield f"{option} {wanted} was asked, {there} is there"
+        elif there is None and wanted == 0:
+            yield f"{option} 0 was asked, but llama-server decides it"
     if asked.num_ctx is not None and trained_tokens is not None and asked.num_ctx > trained_tokens:
         yield f"num_ctx {asked.num_ctx} was asked, the model was trained for {trained_tokens}"
     if asked.num_thread and n_processors is not None and asked.num_thread > n_processors:

@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from kvsup.errors import RequestError, UpstreamError
-from kvsup.llama.sse import MAX_EVENT_BYTES
+from kvsup.errors import RequestError
+from kvsup.llama.sse import EventSplitter as EventSplitter  # noqa: PLC0414
 
 T = TypeVar("T")
 
@@ -57,8 +57,11 @@ class Prepared:
 
     Values that msgspec encodes: some are ``msgspec.Raw``, the client's own JSON.
     """
-    make_mend: Callable[[], Mend] | None = None
-    """Makes what mends the answer; None where the answer's bytes stay untouched."""
+    make_mend: Callable[[int], Mend] | None = None
+    """Makes what mends the answer of an instance with so many tokens of context for one request.
+
+    None where the answer's bytes stay untouched.
+    """
     instead: Instead | None = None
     """What is sent in place of the request; None where that goes where it came to."""
 
@@ -117,27 +120,6 @@ def _word(name: str) -> str:
 
 def _joined(*parts: str) -> str:
     return "".join(parts).removeprefix(".")
-
-
-class EventSplitter:
-    """Takes the bytes of a stream in any pieces, gives each complete event as it came."""
-
-    __slots__ = ("rest",)
-
-    def __init__(self) -> None:
-        self.rest = b""
-        """The start of an event that is not complete yet."""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the events that ``data`` completes, comments too, without their blank lines.
-
-        Raises:
-            UpstreamError: an event is longer than ``MAX_EVENT_BYTES``.
-        """
-        *events, self.rest = (self.rest + data if self.rest else data).split(b"\n\n")
-        if len(self.rest) > MAX_EVENT_BYTES:
-            raise UpstreamError(f"llama-server sent an event of more than {MAX_EVENT_BYTES} bytes")
-        return events
 
 
 class WholeMend:

@@ -126,10 +126,12 @@ class Supervisor:
             raise ConfigError(_OPEN.format(host=old.host))
         self._configuration = configuration
         new = configuration.host
-        if (old.host, old.port, old.origins, old.state_dir) != (
-            new.host, new.port, new.origins, new.state_dir,
+        if (old.host, old.port, old.origins, old.state_dir, old.max_body_bytes) != (
+            new.host, new.port, new.origins, new.state_dir, new.max_body_bytes,
         ):  # fmt: skip
-            logger.warning("host, port, origins and state_dir take effect when kvsup starts again")
+            logger.warning(
+                "host, port, origins, state_dir and max_body take effect when kvsup starts again"
+            )
         self._fleet.replace(self._configuration.plans, new)
 
     async def _run_fleet(self, server: uvicorn.Server, *, task_status: TaskStatus[None]) -> None:

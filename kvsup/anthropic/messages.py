@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from kvsup.anthropic.errors import from_engine, last_event
-from kvsup.mending import EventSplitter
+from kvsup.llama.sse import EventSplitter
 
 Json = dict[str, Any]
 

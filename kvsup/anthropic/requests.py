@@ -17,7 +17,7 @@ import msgspec
 from kvsup.anthropic import structured
 from kvsup.anthropic.messages import Asked, MessageMend
 from kvsup.errors import RequestError
-from kvsup.mending import Fault, Instead, MalformedError, Prepared, WholeMend, read
+from kvsup.mending import Fault, Instead, MalformedError, Mend, Prepared, WholeMend, read
 
 Json = dict[str, Any]
 
@@ -110,8 +110,9 @@ def prepare(path: str, body: bytes) -> Prepared:
     schema = _schema(request)
     if schema is not None:
         return _as_chat({**_members(body), **forced}, schema, asked, is_stream=bool(request.stream))
-    make_mend = partial(MessageMend, asked) if request.stream else partial(WholeMend, asked.whole)
-    return Prepared(forced, make_mend)
+    if request.stream:
+        return Prepared(forced, lambda _n_ctx: MessageMend(asked))
+    return Prepared(forced, lambda _n_ctx: WholeMend(asked.whole))
 
 
 def _read(decode: Callable[[Any], Any], raw: bytes | msgspec.Raw, at: str) -> Any:
@@ -166,10 +167,15 @@ def _schema(request: _Request) -> Json | None:
 def _as_chat(members: Json, schema: Json, asked: Asked, *, is_stream: bool) -> Prepared:
     """Return the chat that asks for JSON of ``schema``."""
     request = _read(structured.decode_request, msgspec.json.encode(members), "")
-    mend_whole = partial(WholeMend, partial(structured.message_of, asked))
+
+    def make_mend(_n_ctx: int) -> Mend:
+        if is_stream:
+            return structured.ChatMend(asked)
+        return WholeMend(partial(structured.message_of, asked))
+
     return Prepared(
         forced={},
-        make_mend=partial(structured.ChatMend, asked) if is_stream else mend_whole,
+        make_mend=make_mend,
         instead=Instead(structured.CHAT, structured.chat_request(request, schema)),
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from kvsup.anthropic.messages import Asked, MessageMend, written
-from kvsup.mending import EventSplitter
+from kvsup.llama.sse import EventSplitter
 
 Json = dict[str, Any]
 

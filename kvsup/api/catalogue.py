@@ -3,11 +3,12 @@
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from anyio import Lock, to_thread
+from anyio import CancelScope, Lock, to_thread
 
 from kvsup import __version__
 from kvsup.api import listing
@@ -38,7 +39,7 @@ class CatalogueHandlers:
         self._folder = folder
         self._trash = trash
         self._reload = reload
-        self._changing = Lock()  # look, change and take up: one step
+        self._changing = Lock()
 
     async def tags(self, exchange: Exchange) -> None:
         """Answer ``GET /api/tags``."""
@@ -63,8 +64,7 @@ class CatalogueHandlers:
         for part, name in (("source", request.source), ("destination", request.destination)):
             if not valid_name(name):
                 raise RequestError(f"{part} {_quoted(name)} is invalid")
-        async with self._changing:
-            await self._reload()  # beside a broken file nothing is changed
+        async with self._changed():
             with not_found_as(f"model {_quoted(request.source)} not found"):
                 source = self._fleet.instance(request.source).plan
             existing = self._plan_of(request.destination)
@@ -93,8 +93,7 @@ class CatalogueHandlers:
             raise RequestError("model is required")
         if not valid_name(request.model):
             raise RequestError(f"name {_quoted(request.model)} is invalid")
-        async with self._changing:
-            await self._reload()
+        async with self._changed():
             plan = self._fleet.instance(request.model).plan
             await to_thread.run_sync(
                 partial(delete_model, self._folder, plan, request.model, trash=self._trash)
@@ -140,6 +139,17 @@ class CatalogueHandlers:
             await exchange.answer_empty(status=404)
             return
         raise Unsupported("kvsup takes no blobs yet; put the file in a folder and name it in TOML")
+
+    @asynccontextmanager
+    async def _changed(self) -> AsyncIterator[None]:
+        """Let one change after the other look, write and take up, whether its client stays or not.
+
+        Beside a broken file nothing is changed.
+        """
+        async with self._changing:
+            await self._reload()
+            with CancelScope(shield=True):
+                yield
 
     def _plan_of(self, name: str) -> Plan | None:
         try:

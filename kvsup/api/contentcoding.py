@@ -21,11 +21,15 @@ class TooLarge(RequestError):  # noqa: N818 - it says what is
 
 
 _ANY_HEADER = 32 + zlib.MAX_WBITS
+_PIECE_BYTES = 16 * 1024
+_MAX_MEMBERS = 10_000  # an empty one takes 10 µs
 
 
 class _Decompressor(Protocol):
     @property
     def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
@@ -45,22 +49,42 @@ _DECOMPRESSORS: Mapping[str, Callable[[], _Decompressor]] = {
 def decoded(body: bytes, coding: str, *, max_bytes: int) -> bytes:
     """Return ``body`` without its content coding: zstd, gzip or deflate; empty for none.
 
+    It may come in several gzip members or zstd frames one behind the other, as encoders of streams
+    write them.
+
     Raises:
         TooLarge: it would have more than ``max_bytes``.
-        RequestError: the coding is another, or ``body`` does not have it.
+        RequestError: the coding is another, or ``body`` does not have it from end to end.
     """
     coding = coding.strip().lower()
     if coding in {"", "identity"}:
         return body
     if coding not in _DECOMPRESSORS:
         raise RequestError(f"content-encoding {coding!r} is not supported; send zstd or gzip")
-    decompressor = _DECOMPRESSORS[coding]()
     try:
-        unpacked = decompressor.decompress(body, max_bytes + 1)
-    except (zlib.error, zstd.ZstdError) as error:
+        return _unpacked(body, _DECOMPRESSORS[coding], max_bytes)
+    except (zlib.error, zstd.ZstdError, _Malformed) as error:
         raise RequestError(f"the body is not {coding}: {error}") from error
-    if len(unpacked) > max_bytes:
-        raise TooLarge(max_bytes)
+
+
+class _Malformed(Exception):  # noqa: N818 - it says what is
+    pass
+
+
+def _unpacked(body: bytes, start: Callable[[], _Decompressor], max_bytes: int) -> bytes:
+    unpacked = bytearray()
+    decompressor, n_members, at = start(), 1, 0
+    while at < len(body):
+        if decompressor.eof:
+            decompressor, n_members = start(), n_members + 1
+        if n_members > _MAX_MEMBERS:
+            raise _Malformed(f"it has more than {_MAX_MEMBERS} parts")
+        # in pieces, because each member copies what is behind it in its piece
+        piece = body[at : at + _PIECE_BYTES]
+        unpacked += decompressor.decompress(piece, max_bytes + 1 - len(unpacked))
+        if len(unpacked) > max_bytes:
+            raise TooLarge(max_bytes)
+        at += len(piece) - len(decompressor.unused_data)
     if not decompressor.eof:
-        raise RequestError(f"the body is not {coding}: it ends too early")
-    return unpacked
+        raise _Malformed("it ends too early")
+    return bytes(unpacked)

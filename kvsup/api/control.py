@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from kvsup.api.exchange import JSON, Exchange
-from kvsup.errors import ConfigError, RequestError
+from kvsup.api.exchange import Exchange
+from kvsup.errors import RequestError
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.instance import Instance
 
@@ -48,12 +48,7 @@ class ControlHandlers:
 
     async def reload(self, exchange: Exchange) -> None:
         """Answer ``POST /kvsup/reload``: read the configuration again; 400 with every problem."""
-        try:
-            await self._reload()
-        except ConfigError as error:
-            body = msgspec.json.encode({"error": str(error)})
-            await exchange.answer(body, status=400, content_type=JSON)
-            return
+        await self._reload()
         await exchange.answer(b"{}")
 
     async def logs(self, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from kvsup.api.exchange import Exchange
 from kvsup.api.naming import check_grammar, not_found_as
 from kvsup.api.prompting import tokenize
-from kvsup.api.relay import ask
+from kvsup.api.relay import ask, leased
 from kvsup.errors import EngineError, RequestError
 from kvsup.fitting import Asked
 from kvsup.ollama import embeddings
@@ -76,12 +76,14 @@ class EmbeddingHandlers:
     ) -> AsyncIterator[Instance]:
         """Yield the instance that serves ``request``, loaded and leased."""
         asked = Asked(**load_time_options(request.options))
-        async with self._fleet.lease(
-            request.model, asked=asked, keep_alive_s=request.keep_alive_s, slots=slots
+        async with leased(
+            exchange,
+            self._fleet,
+            request.model,
+            asked=asked,
+            keep_alive_s=request.keep_alive_s,
+            slots=slots,
         ) as instance:
-            await instance.ready()
-            for note in instance.unmet(asked):
-                exchange.note(note)
             yield instance
 
     def _check_there(self, name: str) -> None:

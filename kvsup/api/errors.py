@@ -9,6 +9,7 @@ from kvsup.api.contentcoding import TooLarge
 from kvsup.api.naming import CloudDisabled
 from kvsup.errors import (
     CapacityError,
+    ConfigError,
     EngineError,
     InstanceError,
     KvsupError,
@@ -35,17 +36,19 @@ STATUS: dict[type[KvsupError], int] = {
     TemplateError: 500,  # as above
     Unsupported: 501,
     CapacityError: 503,
-    QueueFull: 503,
+    ConfigError: 400,
     InstanceError: 500,
     UpstreamError: 500,
 }
 """By the nearest class in the exception's line of descent."""
 
 
-def status_of(error: KvsupError) -> int:
+def status_of(error: KvsupError, shape: "ErrorShape") -> int:
     """Return the HTTP status of an error that is found before the first byte of an answer."""
     if isinstance(error, EngineError):
         return error.status
+    if isinstance(error, QueueFull):
+        return shape.queue_full_status
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
@@ -59,6 +62,8 @@ class ErrorShape:
     """The end of a stream that broke after its first byte, from a whole answer."""
     of_engine: Callable[[bytes, int], bytes]
     """The whole answer, from llama-server's and a status."""
+    queue_full_status: int
+    """By which its clients know that they should try again later."""
 
 
 def _request_id() -> str:
@@ -69,11 +74,13 @@ OLLAMA = ErrorShape(
     body=lambda text, _status: encode({"error": text}),
     last_event=lambda body: body + b"\n",
     of_engine=lambda body, _status: encode({"error": error_message(body)}),
+    queue_full_status=503,
 )
 OPENAI = ErrorShape(
     body=openai_errors.error_body,
     last_event=openai_errors.last_event,
     of_engine=openai_errors.from_engine,
+    queue_full_status=429,
 )
 ANTHROPIC = ErrorShape(
     body=lambda text, status: anthropic_errors.error_body(text, status, request_id=_request_id()),
@@ -81,6 +88,7 @@ ANTHROPIC = ErrorShape(
     of_engine=lambda body, status: anthropic_errors.from_engine(
         body, status, request_id=_request_id()
     ),
+    queue_full_status=529,
 )
 
 

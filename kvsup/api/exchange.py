@@ -67,13 +67,14 @@ class Exchange:
 
     async def answer_empty(self, *, status: int = 200) -> None:
         """Send an answer without a body, and so without a type."""
+        self.is_started = True
         head = {"type": "http.response.start", "status": status}
         await self._send({**head, "headers": [(b"content-length", b"0"), *self._notes]})
         await self.end()
 
     async def fail(self, error: KvsupError, shape: ErrorShape) -> None:
         """Tell the client what went wrong: as a status, or as the last event of a stream."""
-        status = status_of(error)
+        status = status_of(error, shape)
         if isinstance(error, EngineError) and error.body:
             body = shape.of_engine(error.body, status)
         else:

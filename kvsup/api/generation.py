@@ -7,7 +7,7 @@ import msgspec
 from kvsup.api.exchange import Exchange
 from kvsup.api.jobs import ChatJob, GenerateJob
 from kvsup.api.naming import check_grammar
-from kvsup.api.relay import relay
+from kvsup.api.relay import leased, relay
 from kvsup.errors import EngineError, RequestError, UpstreamError
 from kvsup.fitting import Asked
 from kvsup.llama.wire import exceeds_context
@@ -16,6 +16,7 @@ from kvsup.ollama.pieces import BROKEN_OFF
 from kvsup.ollama.requests import decode_chat, decode_generate
 from kvsup.ollama.to_llama import LlamaCall
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.instance import Instance
 
 _BROKEN = "an error was encountered while running the model"
 """Ollama's text for a stream that breaks (llm/llama_server.go, 2026-08)."""
@@ -50,16 +51,15 @@ class GenerationHandlers:
             return
         job.check(plan)
         asked = Asked(**load_time_options(request.options))
-        async with self._fleet.lease(
+        async with leased(
+            exchange,
+            self._fleet,
             request.model,
             asked=asked,
             keep_alive_s=request.keep_alive_s,
             slots=0 if request.is_load_only or request.debug_render_only else 1,
         ) as instance:
-            await instance.ready()
             load_ns = time.monotonic_ns() - started_ns
-            for note in instance.unmet(asked):
-                exchange.note(note)
             if request.is_load_only:
                 await exchange.answer(job.bare(done=True, done_reason="load"))
                 return
@@ -80,16 +80,27 @@ class GenerationHandlers:
                 )
 
             try:
-                await post(call)
+                try:
+                    await post(call)
+                except EngineError as error:
+                    await post(await _shorter(exchange, instance, job, call, error))
             except UpstreamError as error:
-                raise UpstreamError(
-                    f"{_BROKEN}: {error}" if exchange.is_started else f"{BROKEN_OFF}: {error}"
-                ) from error
-            except EngineError as error:
-                is_too_long = error.body is not None and exceeds_context(error.body)
-                shorter = await job.shorter(instance, call) if is_too_long else None
-                if shorter is None:
-                    raise
-                n_ctx = instance.plan.model.num_ctx
-                exchange.note(f"the prompt did not fit num_ctx {n_ctx}; a part of it was left out")
-                await post(shorter)
+                text = _BROKEN if exchange.is_started else BROKEN_OFF
+                raise UpstreamError(f"{text}: {error}") from error
+
+
+async def _shorter(
+    exchange: Exchange,
+    instance: Instance,
+    job: ChatJob | GenerateJob,
+    call: LlamaCall,
+    error: EngineError,
+) -> LlamaCall:
+    """Return what is left of a call whose prompt does not fit; raise any other ``error``."""
+    is_too_long = error.body is not None and exceeds_context(error.body)
+    shorter = await job.shorter(instance, call) if is_too_long else None
+    if shorter is None:
+        raise error
+    n_ctx = instance.plan.model.num_ctx
+    exchange.note(f"the prompt did not fit num_ctx {n_ctx}; a part of it was left out")
+    return shorter

@@ -11,12 +11,12 @@ import msgspec
 from kvsup.api import listing, prompting
 from kvsup.api.exchange import JSON, NDJSON, Header
 from kvsup.config import ModelConfig
-from kvsup.errors import EngineError, RequestError, UpstreamError
+from kvsup.errors import KvsupError, RequestError
 from kvsup.gguf import Array
 from kvsup.ollama import gates, to_llama
 from kvsup.ollama.from_llama import ChatReplies, Folded, GenerateReplies
 from kvsup.ollama.ndjson import encode, rfc3339
-from kvsup.ollama.prompt import PromptTemplate
+from kvsup.ollama.prompt import PromptTemplate, tag_images
 from kvsup.ollama.requests import ChatRequest, GenerateRequest, Message
 from kvsup.ollama.thinking import CLOSING, OPENING, ThoughtSplitter
 from kvsup.ollama.to_llama import CHAT_PATH, COMPLETION_PATH, LlamaCall
@@ -26,8 +26,6 @@ from kvsup.runtime.instance import Instance
 
 R = TypeVar("R", ChatRequest, GenerateRequest)
 Replies = ChatReplies | GenerateReplies
-
-_NUM_KEEP = 4  # Ollama's default
 
 
 class OllamaAnswer:
@@ -259,7 +257,7 @@ class GenerateJob(Job[GenerateRequest]):
             if self.request.images:  # the process's own word for them would be none in the next
                 whole = whole.replace(await prompting.media_marker(instance), "")
             return await prompting.tokenize(instance, whole, add_special=False)
-        except (UpstreamError, EngineError):  # the answer itself tells, if it is incomplete
+        except KvsupError:  # the answer is there; if it is not complete, that is told anyway
             return ()
 
     def _built(self) -> LlamaCall:
@@ -278,8 +276,9 @@ class GenerateJob(Job[GenerateRequest]):
             return template.fill(request.prompt, request.suffix, think=request.think, today=today)
         system = request.system or self._model.system
         messages = [Message(role="system", content=system)] if system else []
-        messages.append(Message(role="user", content=request.prompt))
-        return template.render(messages, tools=(), think=request.think, today=today)
+        messages.append(Message(role="user", content=request.prompt, images=request.images))
+        tagged, _ = tag_images(messages)
+        return template.render(tagged, tools=(), think=request.think, today=today)
 
     def _completion(self, prompt: to_llama.Prompt) -> LlamaCall:
         return to_llama.completion_body(

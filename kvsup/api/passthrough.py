@@ -16,7 +16,7 @@ from kvsup.anthropic import requests as anthropic_requests
 from kvsup.api import listing
 from kvsup.api.errors import ANTHROPIC, OPENAI, ErrorShape
 from kvsup.api.exchange import JSON, SSE, SSE_HEADERS, Exchange
-from kvsup.api.relay import copy, relay
+from kvsup.api.relay import copy, leased, relay
 from kvsup.api.wishes import Wishes, read_wishes
 from kvsup.errors import ModelNotFound, RequestError
 from kvsup.llama.defaults import sampling_members, with_defaults, with_system
@@ -52,21 +52,21 @@ class Dialect:
     """An API that llama-server speaks: how it says errors, and what kvsup checks and mends."""
 
     shape: ErrorShape
-    prepare: Callable[[str, bytes, int | None], Prepared]
-    """Of a path, a body, and the context of one request where the model is known."""
+    prepare: Callable[[str, bytes], Prepared]
+    """Of a path and a body."""
 
 
-def _prepare_openai(path: str, body: bytes, n_ctx: int | None) -> Prepared:
-    return openai_requests.prepare(path, body, now_s=int(time.time()), n_ctx_tokens=n_ctx)
+def _prepare_openai(path: str, body: bytes) -> Prepared:
+    return openai_requests.prepare(path, body, now_s=int(time.time()))
 
 
-def _prepare_anthropic(path: str, body: bytes, _n_ctx: int | None) -> Prepared:
-    return anthropic_requests.prepare(path, body)
+def _prepare_native(_path: str, _body: bytes) -> Prepared:
+    return Prepared(forced={})
 
 
 OPENAI_DIALECT = Dialect(OPENAI, _prepare_openai)
-ANTHROPIC_DIALECT = Dialect(ANTHROPIC, _prepare_anthropic)
-NATIVE_DIALECT = Dialect(OPENAI, lambda *_: Prepared(forced={}))
+ANTHROPIC_DIALECT = Dialect(ANTHROPIC, anthropic_requests.prepare)
+NATIVE_DIALECT = Dialect(OPENAI, _prepare_native)
 
 
 class PassthroughHandlers:
@@ -120,28 +120,26 @@ class PassthroughHandlers:
         is_form = content_type.startswith("multipart/form-data")
         wishes = read_wishes(exchange.body, exchange.request.headers)
         name = self._name(wishes.model, is_native=dialect is NATIVE_DIALECT)
-        body, prepared = exchange.body, Prepared(forced={})
-        if not is_form:
-            known = self._known(name)
-            n_ctx = None if known is None else known.model.num_ctx
-            prepared = dialect.prepare(path, body, n_ctx)
+        body, prepare = exchange.body, _prepare_native if is_form else dialect.prepare
+        prepared = prepare(path, body)
         if prepared.instead is not None:
             path, body = prepared.instead.path, prepared.instead.body
-        plan = self._fleet.instance(name).plan
-        _check_can(path, plan, wishes)
-        if not is_form:
-            body, notes = _with_settings(path, body, plan, wishes, prepared)
-            for note in notes:
-                exchange.note(note)
-        steered = _steer_form(body, content_type) if is_form else steer(path, body)
-        async with self._fleet.lease(
-            plan.name,
+        _check_can(path, self._fleet.instance(name).plan, wishes)
+        async with leased(
+            exchange,
+            self._fleet,
+            name,
             asked=wishes.asked,
             keep_alive_s=wishes.keep_alive_s,
             slots=0 if path.endswith(_SLOTLESS) else 1,
         ) as instance:
-            for note in instance.unmet(wishes.asked):
-                exchange.note(note)
+            if is_form:
+                steered = _steer_form(body, content_type)
+            else:
+                body = _with_settings(
+                    exchange, path, body, instance.plan, wishes=wishes, prepared=prepared
+                )
+                steered = steer(path, body)
             await relay(
                 exchange,
                 instance,
@@ -151,7 +149,7 @@ class PassthroughHandlers:
                 make_answer=lambda response: _Passed(
                     response,
                     None if steered is None else steered.make_answer(),
-                    None if prepared.make_mend is None else prepared.make_mend(),
+                    prepared.make_mend(instance.plan.model.num_ctx) if prepared.make_mend else None,
                 ),
             )
 
@@ -163,12 +161,6 @@ class PassthroughHandlers:
         if is_native and len(plans) == 1:
             return plans[0].name
         raise RequestError("model is required")
-
-    def _known(self, name: str) -> Plan | None:
-        try:
-            return self._fleet.instance(name).plan
-        except ModelNotFound:
-            return None
 
     def _split(self, rest: str) -> tuple[str, str]:
         """Return model and path; a model's name may itself hold slashes."""
@@ -223,16 +215,18 @@ def _steer_form(body: bytes, content_type: str) -> Steered | None:
 
 
 def _with_settings(
-    path: str, body: bytes, plan: Plan, wishes: Wishes, prepared: Prepared
-) -> tuple[bytes, tuple[str, ...]]:
-    """Return the body with the model's settings and what is forced, and what cannot be had."""
+    exchange: Exchange, path: str, body: bytes, plan: Plan, *, wishes: Wishes, prepared: Prepared
+) -> bytes:
+    """Return the body with the model's settings and what is forced; note what cannot be had."""
     options = {**plan.model.options, **wishes.options}
     fields = given_fields(options, num_ctx=plan.model.num_ctx)
     members, dropped = sampling_members(path, fields)
     body = with_defaults(body, members, last=prepared.forced)
     if plan.model.system is not None:
         body = with_system(path, body, plan.model.system)
-    return body, tuple(f"{name} cannot be set on {path}" for name in dropped)
+    for name in dropped:
+        exchange.note(f"{name} cannot be set on {path}")
+    return body
 
 
 def _raw_path(exchange: Exchange) -> str:

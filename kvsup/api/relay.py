@@ -1,12 +1,16 @@
 """The one loop from a llama-server's answer to the client's, for every API."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 from kvsup.api.exchange import JSON, Exchange, Header
 from kvsup.errors import EngineError, UpstreamError
+from kvsup.fitting import Asked, unmet
 from kvsup.llama.faults import is_callers_fault
 from kvsup.llama.wire import error_message
+from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.host import n_processors
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.upstream import Response, Upstream
 
@@ -24,6 +28,30 @@ class Answer(Protocol):
 
     async def finish(self) -> bytes:
         """Return what to send at the end."""
+
+
+@asynccontextmanager
+async def leased(
+    exchange: Exchange,
+    fleet: Fleet,
+    name: str,
+    *,
+    asked: Asked,
+    keep_alive_s: float | None,
+    slots: int,
+) -> AsyncIterator[Instance]:
+    """Yield the instance that serves a request once it is ready; note what it does not grant.
+
+    Arguments and errors as for ``Fleet.lease``.
+    """
+    async with fleet.lease(name, asked=asked, keep_alive_s=keep_alive_s, slots=slots) as instance:
+        await instance.ready()
+        plan = instance.plan
+        for note in unmet(
+            plan.model, asked, trained_tokens=plan.trained_tokens, n_processors=n_processors()
+        ):
+            exchange.note(note)
+        yield instance
 
 
 async def relay(

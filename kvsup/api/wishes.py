@@ -6,8 +6,6 @@ what it does not know, or in headers, which a body's member overrules.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.parser import BytesParser
-from email.policy import HTTP
 from typing import Any
 
 import msgspec
@@ -15,6 +13,7 @@ import msgspec
 from kvsup.errors import RequestError
 from kvsup.fitting import Asked
 from kvsup.ollama.options import OptionTypeError, checked, load_time_options
+from kvsup.openai.forms import text_fields
 from kvsup.units import parse_duration_setting
 
 KEEP_ALIVE = "x-kvsup-keep-alive"
@@ -58,7 +57,7 @@ def read_wishes(body: bytes, headers: Mapping[str, str]) -> Wishes:
     content_type = headers.get("content-type", "")
     try:
         if content_type.startswith("multipart/form-data"):
-            own = _Body(model=_form_field(body, content_type, "model"))
+            own = _Body(model=_form_model(body, content_type))
         else:
             own = _body(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -89,13 +88,6 @@ def _header_options(headers: Mapping[str, str]) -> dict[str, Any]:
     return given
 
 
-def _form_field(body: bytes, content_type: str, name: str) -> str | None:
-    head = b"Content-Type: " + content_type.encode("latin-1") + b"\r\n\r\n"
-    form = BytesParser(policy=HTTP).parsebytes(head + body)
-    for part in form.iter_parts() if form.is_multipart() else ():
-        if part.get_param("name", header="content-disposition") == name:
-            payload = part.get_payload(decode=True)
-            return (
-                payload.decode("utf-8", "replace").strip() if isinstance(payload, bytes) else None
-            )
-    return None
+def _form_model(form: bytes, content_type: str) -> str | None:
+    fields = text_fields(form, content_type)
+    return form[fields["model"]].decode().strip() if "model" in fields else None

@@ -2,6 +2,8 @@
 
 import re
 
+from kvsup.llama.sse import EventSplitter
+
 _MARK = b'"prompt_progress":'
 """In no other event: inside a JSON string its quotes would be escaped."""
 
@@ -18,7 +20,7 @@ class ProgressFilter:
     content_type = None
     """The client gets llama-server's own."""
 
-    __slots__ = ("_has_progress", "_is_open", "_is_single", "_keeps_first", "_rest")
+    __slots__ = ("_events", "_has_progress", "_is_open", "_is_single", "_keeps_first")
 
     def __init__(self, *, is_single: bool = True, keeps_first: bool = False) -> None:
         """Make a filter for one answer.
@@ -33,24 +35,23 @@ class ProgressFilter:
         self._keeps_first = keeps_first
         self._has_progress = False
         self._is_open = False
-        self._rest = b""
+        self._events = EventSplitter()
 
     def feed(self, data: bytes) -> bytes:
-        """Return the complete events of what came so far, without those about progress."""
+        """Return the complete events of what came so far, without those about progress.
+
+        Raises:
+            UpstreamError: an event is too long.
+        """
         if self._is_open:
             return data
-        *events, rest = (self._rest + data).split(b"\n\n")
-        kept = [kept for event in events if (kept := self._kept(event)) is not None]
-        if self._is_open:
-            kept.append(rest)
-            self._rest = b""
-            return b"\n\n".join(kept)
-        self._rest = rest
-        return b"".join(event + b"\n\n" for event in kept)
+        events = map(self._kept, self._events.feed(data))
+        kept = b"".join(event + b"\n\n" for event in events if event is not None)
+        return kept + self._events.rest if self._is_open else kept
 
     def finish(self) -> bytes:
-        """Return what is left of an event that never ended."""
-        return self._rest
+        """Return what is left of an event that never ended, unless it has passed already."""
+        return b"" if self._is_open else self._events.rest
 
     def _kept(self, event: bytes) -> bytes | None:
         if _MARK not in event:

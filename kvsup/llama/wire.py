@@ -24,15 +24,6 @@ class Timings(msgspec.Struct, frozen=True, gc=False):
     predicted_ms: float = 0.0
 
 
-class PromptProgress(msgspec.Struct, frozen=True, gc=False):
-    """How far the prompt is; sent with ``return_progress``, once at start, then once a batch."""
-
-    total: int
-    cache: int = 0
-    processed: int = 0
-    time_ms: float = 0.0
-
-
 class Alternative(msgspec.Struct, frozen=True, gc=False):
     """One token that could have stood at a place."""
 
@@ -102,13 +93,11 @@ class Chunk(msgspec.Struct, frozen=True):
     stop: bool = False
     stop_type: str = "none"
     """``eos``, ``word``, ``limit`` or ``none``."""
-    tokens_cached: int = 0
     completion_probabilities: list[Logprob] = []
     timings: Timings | None = None
     """In the last event."""
     error: msgspec.Raw = NOTHING
     """``{"code", "message", "type"}``, in place of everything else; nothing follows."""
-    prompt_progress: PromptProgress | None = None
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):

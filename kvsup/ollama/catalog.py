@@ -100,19 +100,6 @@ def openai_model(entry: CatalogEntry) -> dict[str, object]:
     }
 
 
-def chat_done(model: str, *, reason: Literal["load", "unload"], now_ns: int) -> dict[str, object]:
-    """Return ``/api/chat``'s answer to a request without messages."""
-    message = {"role": "assistant", "content": ""}
-    return _done(model, {"message": message}, reason, now_ns)
-
-
-def generate_done(
-    model: str, *, reason: Literal["load", "unload"], now_ns: int
-) -> dict[str, object]:
-    """Return ``/api/generate``'s answer to a request without a prompt."""
-    return _done(model, {"response": ""}, reason, now_ns)
-
-
 def capabilities(
     architecture: str,
     *,
@@ -209,8 +196,3 @@ def details(entry: CatalogEntry | RunningEntry) -> dict[str, object]:
         "parameter_size": entry.parameter_size,
         "quantization_level": entry.quantization_level,
     }
-
-
-def _done(model: str, empty: Mapping[str, object], reason: str, now_ns: int) -> dict[str, object]:
-    start = {"model": model, "created_at": rfc3339(now_ns)}
-    return {**start, **empty, "done": True, "done_reason": reason}

@@ -4,14 +4,14 @@ The text of a vector is copied, not read: only ``dimensions`` needs its numbers.
 it as long as ``embd_normalize`` says (2: length 1, -1: as the model gave it); b10434, b11434.
 """
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from kvsup.errors import RequestError, UpstreamError
+from kvsup.llama.vectors import shortened
+from kvsup.ollama.names import quoted
 from kvsup.ollama.ndjson import encode
 
 EMBEDDINGS_PATH = "/v1/embeddings"
@@ -154,7 +154,7 @@ def embed_done(model: str) -> bytes:
 
 def not_found_text(model: str) -> str:
     """Return what both routes say of a model that is not there."""
-    return f"model {json.dumps(model, ensure_ascii=False)} not found, try pulling it first"
+    return f"model {quoted(model)} not found, try pulling it first"
 
 
 def _vector(text: bytes, dimensions: int) -> bytes:
@@ -162,9 +162,5 @@ def _vector(text: bytes, dimensions: int) -> bytes:
         raise RequestError("embedding contains NaN or Inf values")
     if dimensions <= 0:
         return text
-    numbers = msgspec.json.decode(text, type=list[float])
-    if dimensions >= len(numbers):
-        return text
-    head = numbers[:dimensions]
-    length = math.hypot(*head) or 1.0
-    return msgspec.json.encode([number / length for number in head])
+    vector = msgspec.json.decode(text, type=list[float])
+    return msgspec.json.encode(shortened(vector, dimensions))

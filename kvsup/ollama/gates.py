@@ -3,11 +3,10 @@
 Images are not gated: llama-server itself says that a model takes none.
 """
 
-import json
 from collections.abc import Collection
 
 from kvsup.errors import RequestError
-from kvsup.ollama.names import full_name
+from kvsup.ollama.names import full_name, quoted
 from kvsup.ollama.requests import ChatRequest, GenerateRequest
 
 Think = bool | str | None
@@ -21,7 +20,7 @@ def check_chat(request: ChatRequest, capabilities: Collection[str]) -> None:
     """
     _check_thinking(request, capabilities)
     if "completion" not in capabilities:
-        raise RequestError(f"{_quoted(request.model)} does not support chat")
+        raise RequestError(f"{quoted(request.model)} does not support chat")
     if request.tools and "tools" not in capabilities:
         raise RequestError(f"{full_name(request.model)} does not support tools")
 
@@ -40,7 +39,7 @@ def check_generate(
         raise RequestError("suffix does not support context or images")
     _check_thinking(request, capabilities)
     if "completion" not in capabilities:
-        raise RequestError(f"{_quoted(request.model)} does not support generate")
+        raise RequestError(f"{quoted(request.model)} does not support generate")
     fills_in = template_takes_suffix if request.template else "insert" in capabilities
     if request.suffix and not fills_in:
         raise RequestError(f"{full_name(request.model)} does not support insert")
@@ -58,8 +57,4 @@ def thinks(think: Think, capabilities: Collection[str], reasoning: str) -> Think
 
 def _check_thinking(request: ChatRequest | GenerateRequest, capabilities: Collection[str]) -> None:
     if request.think and "thinking" not in capabilities:
-        raise RequestError(f"{_quoted(request.model)} does not support thinking")
-
-
-def _quoted(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)
+        raise RequestError(f"{quoted(request.model)} does not support thinking")

@@ -1,5 +1,6 @@
 """Model names, ``[host/][namespace/]model[:tag]`` (Ollama's types/model/name.go, 2026-08)."""
 
+import json
 import re
 
 DEFAULT_HOST = "registry.ollama.ai"
@@ -24,6 +25,11 @@ def valid_name(name: str) -> bool:
 def without_source(name: str) -> str:
     """Return ``name`` without edge blanks and without ``:local``, which asks for no cloud model."""
     return name.strip().removesuffix(":local")
+
+
+def quoted(word: str) -> str:
+    """Return ``word``, a name or what else a client sent, in quotes as Ollama's errors have it."""
+    return json.dumps(word, ensure_ascii=False)
 
 
 def display_name(name: str) -> str:

@@ -18,13 +18,9 @@ from kvsup.ollama.requests import Message
 from kvsup.ollama.templateuse import (
     has_call_without_value,
     thinking_tags,
-    tool_call_tag,
     up_to_response,
     variables,
 )
-
-NO_TEMPLATE = "{{ .Prompt }}"
-"""The template of a model that has none."""
 
 _FUNCTIONS = ("currentDate", "yesterdayDate", "toTypeScriptType")
 _RESPONSE = Action(0, Pipe(0, (Command(0, (Field(0, ("Response",)),)),)))
@@ -73,19 +69,9 @@ class PromptTemplate:
         return variables(self.template)
 
     @property
-    def takes_tools(self) -> bool:
-        """Whether the model can be told of tools (Ollama's capability ``tools``)."""
-        return "tools" in self.variables
-
-    @property
     def takes_suffix(self) -> bool:
         """Whether the model fills in the middle (Ollama's capability ``insert``)."""
         return "suffix" in self.variables
-
-    @property
-    def shows_thinking(self) -> bool:
-        """Whether the model thinks (Ollama's capability ``thinking``)."""
-        return all(self.thinking_tags)
 
     @cached_property
     def thinking_tags(self) -> tuple[str, str]:
@@ -94,11 +80,6 @@ class PromptTemplate:
         Either is empty where there is no such text (thinking/template.go, v0.17.4).
         """
         return thinking_tags(self.template)
-
-    @cached_property
-    def tool_call_tag(self) -> str:
-        """What begins a tool call in an answer: a tag, or ``{`` (tools/template.go, v0.17.4)."""
-        return tool_call_tag(self.template)
 
     def render(
         self,

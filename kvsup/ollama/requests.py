@@ -335,8 +335,7 @@ def _prepare_run(fields: dict[str, object]) -> None:
     fields["debug_render_only"] = fields.pop("_debug_render_only", False)
     think = fields.get("think")
     if isinstance(think, str) and think not in _THINK_LEVELS:
-        quoted = json.dumps(think, ensure_ascii=False)
-        raise RequestError(f"invalid think value: {quoted} (must be {_THINK_CHOICES})")
+        raise RequestError(f"invalid think value: {quoted(think)} (must be {_THINK_CHOICES})")
     if think is not None and not isinstance(think, (bool, str)):
         raise RequestError(f"think must be a boolean or string ({_THINK_CHOICES})")
 

@@ -1,7 +1,6 @@
 """What a prompt template tells of its model, and the part of it that stands before an answer.
 
-The rules are those of Ollama v0.17.4: template/template.go, thinking/template.go and
-tools/template.go.
+The rules are those of Ollama v0.17.4: template/template.go and thinking/template.go.
 """
 
 from collections.abc import Iterator
@@ -49,16 +48,6 @@ def thinking_tags(template: GoTemplate) -> tuple[str, str]:
         opening = first.text.strip() if isinstance(first, Text) else opening
         closing = last.text.strip() if isinstance(last, Text) else closing
     return opening, closing
-
-
-def tool_call_tag(template: GoTemplate) -> str:
-    """Return what begins a tool call in an answer: the first text under ``if .ToolCalls``.
-
-    Without such a text, or where it begins with a brace, this is ``{``.
-    """
-    branch = _tool_call_branch(template.templates[""])
-    text = _first_text(branch.body) if branch else ""
-    return text.replace("\r\n", "\n").partition("{")[0].strip() or "{"
 
 
 def up_to_response(template: GoTemplate) -> GoTemplate:
@@ -121,34 +110,6 @@ def _bodies_with_thinking(body: Body, *, is_of_messages: bool) -> Iterator[Body]
         if isinstance(statement, Branch):
             yield from _bodies_with_thinking(statement.body, is_of_messages=is_inside)
             yield from _bodies_with_thinking(statement.otherwise, is_of_messages=is_inside)
-
-
-def _tool_call_branch(body: Body) -> Branch | None:
-    """Return the first ``if`` with ``.ToolCalls`` in its condition, parentheses apart."""
-    for statement in body:
-        if not isinstance(statement, Branch):
-            continue
-        operands = (o for command in statement.pipe.commands for o in command.operands)
-        if statement.word == "if" and any(
-            isinstance(operand, Field) and "ToolCalls" in operand.names for operand in operands
-        ):
-            return statement
-        found = _tool_call_branch(statement.body) or _tool_call_branch(statement.otherwise)
-        if found:
-            return found
-    return None
-
-
-def _first_text(body: Body) -> str:
-    """Return the first text that is not blank, if no action and no branch stands before."""
-    for statement in body:
-        if isinstance(statement, Text) and statement.text.strip():
-            return statement.text
-        if isinstance(statement, Branch):
-            return _first_text(statement.body) or _first_text(statement.otherwise)
-        if isinstance(statement, Action):
-            break
-    return ""
 
 
 # --- the part before an answer

@@ -6,6 +6,7 @@ notices that its client has left only when it writes, and then frees the slot.
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,17 +102,27 @@ def generate_messages(request: GenerateRequest, system: str | None) -> list[Turn
 def with_media(prompt: str, images: Sequence[str], *, marker: str) -> Prompt:
     """Return a prompt for ``/completion`` with images or sounds in it (b10434, b11434).
 
-    They stand where the prompt says ``[img-N]``, ``[img]`` or llama-server's own ``marker``, else
-    in front.
+    Image N stands where the prompt first says ``[img-N]``. ``[img]`` and llama-server's own
+    ``marker`` are the places of those that no such tag names, in order; what is left then stands in
+    front. A tag that has no image for it stays text, but a marker without one, which llama-server
+    would refuse, goes.
     """
-    for number in range(len(images)):
-        for tag in (f"[img-{number}]", "[img]"):
-            if tag in prompt:
-                prompt = prompt.replace(tag, marker, 1)
-                break
-    n_missing = max(0, len(images) - prompt.count(marker))
-    encoded = [image.replace("\r", "").replace("\n", "") for image in images]
-    return {"prompt_string": marker * n_missing + prompt, "multimodal_data": encoded}
+    tags = re.compile(rf"\[img(?:-([0-9]{{1,9}}))?\]|{re.escape(marker)}")
+    named = {int(number) for number in tags.findall(prompt) if number}
+    unnamed = iter([number for number in range(len(images)) if number not in named])
+    left = dict(enumerate(images))
+    placed: list[str] = []
+
+    def place(tag: re.Match[str]) -> str:
+        image = left.pop(int(tag[1]) if tag[1] else next(unnamed, -1), None)
+        if image is None:
+            return "" if tag[0] == marker else tag[0]
+        placed.append(image)
+        return marker
+
+    text = tags.sub(place, prompt)
+    encoded = [image.replace("\r", "").replace("\n", "") for image in (*left.values(), *placed)]
+    return {"prompt_string": marker * len(left) + text, "multimodal_data": encoded}
 
 
 def completion_body(

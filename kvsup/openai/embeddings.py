@@ -1,9 +1,10 @@
 """Vectors of ``/v1/embeddings`` with fewer numbers: llama-server has no ``dimensions`` (b11434)."""
 
 import base64
-import math
 import struct
 from typing import Any
+
+from kvsup.llama.vectors import shortened
 
 
 def shorten(answer: dict[str, Any], dimensions: int) -> dict[str, Any]:
@@ -18,18 +19,10 @@ def shorten(answer: dict[str, Any], dimensions: int) -> dict[str, Any]:
     for entry in answer.get("data", []):
         vector = entry["embedding"]
         if isinstance(vector, str):
-            entry["embedding"] = _encode(_cut(_decode(vector), dimensions))
+            entry["embedding"] = _encode(shortened(_decode(vector), dimensions))
         else:
-            entry["embedding"] = _cut(vector, dimensions)
+            entry["embedding"] = shortened(vector, dimensions)
     return answer
-
-
-def _cut(vector: list[float], dimensions: int) -> list[float]:
-    if len(vector) <= dimensions:
-        return vector
-    kept = vector[:dimensions]
-    norm = math.sqrt(sum(number * number for number in kept))
-    return [number / norm for number in kept] if norm else kept
 
 
 def _decode(text: str) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kvsup.errors import RequestError
-from kvsup.mending import Fault, MalformedError, Prepared, WholeMend, read
+from kvsup.mending import Fault, MalformedError, Mend, Prepared, WholeMend, read
 from kvsup.openai.embeddings import shorten
 from kvsup.openai.errors import empty, missing, wrong
 from kvsup.openai.items import mended_items
@@ -143,15 +143,13 @@ _chat, _completion, _embedding, _response = (
 )
 
 
-def prepare(path: str, body: bytes, *, now_s: int = 0, n_ctx_tokens: int | None = None) -> Prepared:
+def prepare(path: str, body: bytes, *, now_s: int = 0) -> Prepared:
     """Return what the request needs beyond being passed on.
 
     Args:
         path: of the URL, such as ``/v1/responses``.
         body: the request's JSON.
         now_s: when the request came, in seconds since 1970; a response says it was created then.
-        n_ctx_tokens: the context of one request in tokens, if known: by it a response that filled
-            the context is told from one that ended by itself.
 
     Raises:
         RequestError: the request is one that OpenAI answers with 400.
@@ -168,8 +166,12 @@ def prepare(path: str, body: bytes, *, now_s: int = 0, n_ctx_tokens: int | None 
         return Prepared({})
     request = _read(_response, body)
     forced = _response_members(request)
-    echo = Echo(body, created_s=now_s, n_ctx_tokens=n_ctx_tokens)
-    make_mend = partial(ResponseMend, echo) if request.stream else partial(WholeMend, echo.whole)
+
+    def make_mend(n_ctx_tokens: int) -> Mend:
+        """By the context a response that filled it is told from one that ended by itself."""
+        echo = Echo(body, created_s=now_s, n_ctx_tokens=n_ctx_tokens)
+        return ResponseMend(echo) if request.stream else WholeMend(echo.whole)
+
     return Prepared(forced, make_mend)
 
 
@@ -226,7 +228,8 @@ def _prepare_embedding(request: _Embedding) -> Prepared:
             "Invalid 'dimensions': integer below minimum value. "
             f"Expected a value >= 1, but got {request.dimensions} instead."
         )
-    return Prepared(forced, partial(WholeMend, partial(shorten, dimensions=request.dimensions)))
+    change = partial(shorten, dimensions=request.dimensions)
+    return Prepared(forced, lambda _n_ctx: WholeMend(change))
 
 
 def _response_members(request: _Response) -> Json:

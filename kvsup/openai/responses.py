@@ -51,13 +51,13 @@ _DEFAULTS: Json = {
 class Echo:
     """What a response tells of its request, and what only the request can tell of a response."""
 
-    def __init__(self, body: bytes, *, created_s: int, n_ctx_tokens: int | None) -> None:
+    def __init__(self, body: bytes, *, created_s: int, n_ctx_tokens: int) -> None:
         """Read what is needed of the request's JSON.
 
         Args:
             body: an object whose members have the right types.
             created_s: when the request came, in seconds since 1970.
-            n_ctx_tokens: the context of one request in tokens, if known.
+            n_ctx_tokens: the context of one request in tokens.
         """
         members = {key: _decode(raw) for key, raw in _members(body).items() if key in _DEFAULTS}
         self._members = _filled(_DEFAULTS, members)
@@ -96,9 +96,8 @@ class Echo:
     def _is_cut(self, usage: Json) -> bool:
         """Say whether a limit ended the answer; llama-server tells only by the counts."""
         limit_tokens = self._members["max_output_tokens"]
-        return (limit_tokens is not None and usage["output_tokens"] >= limit_tokens) or (
-            self._n_ctx_tokens is not None and usage["total_tokens"] >= self._n_ctx_tokens
-        )
+        is_at_limit = limit_tokens is not None and usage["output_tokens"] >= limit_tokens
+        return bool(is_at_limit or usage["total_tokens"] >= self._n_ctx_tokens)
 
     def _object(self, **members: object) -> Json:
         return {

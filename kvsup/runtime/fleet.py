@@ -273,7 +273,12 @@ class Fleet:
             case Wait(blockers=blockers):
                 return {key for key in blockers if not self._is_protected(self._resident[key])}
             case Refuse(reason=reason):
-                self._refuse(ticket, CapacityError(f"{instance.plan.name} {reason}"))
+                text = f"{instance.plan.name} {reason}"
+                if instance is not self.instance(ticket.name):
+                    text += (
+                        '; on_bigger_request = "clamp" serves what asks for more with what is there'
+                    )
+                self._refuse(ticket, CapacityError(text))
                 self._roster.drop(instance)
         return set()
 

@@ -8,7 +8,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,12 @@ import anyio
 
 from kvsup import events
 from kvsup.errors import ConfigError, InstanceError, InstanceFailed
-from kvsup.fitting import Asked, unmet
 from kvsup.lifecycle import ALIVE, Lifecycle, State
 from kvsup.llama.childmode import EXIT_LINE
 from kvsup.llama.logscan import ROUNDING_BYTES
 from kvsup.plan import Plan
 from kvsup.restart import Exit, ExitCause, GiveUp, Retry, decide, draw_jitter
 from kvsup.runtime import orphans
-from kvsup.runtime.host import n_processors
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.paths import make_run_dir
@@ -132,6 +130,11 @@ class Instance:
         return estimated if agree else measured
 
     @property
+    def since_s(self) -> float:
+        """Return when it came into its state."""
+        return self._life.since_s
+
+    @property
     def serving_since_s(self) -> float:
         """When it became ready; infinity while it is not."""
         return self._life.since_s if self.state is State.READY else math.inf
@@ -147,13 +150,6 @@ class Instance:
         if self.state not in {State.READY, State.BACKOFF}:
             return math.inf
         return max(self.last_used_s, self._life.since_s) + self.keep_alive_s
-
-    def unmet(self, asked: Asked) -> Iterator[str]:
-        """Yield in words each load-time option of a request that it is not served with."""
-        plan = self.plan
-        return unmet(
-            plan.model, asked, trained_tokens=plan.trained_tokens, n_processors=n_processors()
-        )
 
     def snapshot(self) -> Snapshot:
         """Return what listings show."""

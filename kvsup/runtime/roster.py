@@ -5,6 +5,7 @@ kept while it is loaded or waited for, and for a while when it has failed, so th
 is not tried at each request. Policy is in ``kvsup/fitting.py``; nothing here awaits.
 """
 
+import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from kvsup.runtime.instance import Instance
 
 _MAX_FAILED = 16
 """Failed derived instances that are remembered; a client may ask for another one each time."""
+
+_FAILED_S = 60.0
+"""How long one that failed is not tried again: memory that was short may be free by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class Roster:
 
     def forget(self, *, unless: Container[str]) -> None:
         """Drop derived instances whose keys are not in ``unless``, and all but the last failed."""
-        failed = [key for key, instance in self._derived.items() if instance.failure is not None]
+        failed = [key for key, instance in self._derived.items() if _has_just_failed(instance)]
         kept = failed[-_MAX_FAILED:]
         self._derived = {
             key: instance for key, instance in self._derived.items() if key in unless or key in kept
@@ -141,7 +145,11 @@ class Roster:
         instance = self._make(base.plan.configured_as(model), is_trial=True)
         if instance.key == base.key:
             return base
-        return self._derived.setdefault(instance.key, instance)
+        known = self._derived.get(instance.key)
+        if known is not None and (known.failure is None or _has_just_failed(known)):
+            return known
+        self._derived[instance.key] = instance
+        return instance
 
     def _fill(self, plans: Iterable[Plan]) -> None:
         old = list(self._catalogue.values())
@@ -163,6 +171,10 @@ def is_of(instance: Instance, name: str, model: ModelConfig) -> bool:
     """Say whether ``instance`` is of the model ``name`` with the KV cache types of ``model``."""
     has = instance.plan.model
     return has.name == name and has.kv_cache_type == model.kv_cache_type
+
+
+def _has_just_failed(instance: Instance) -> bool:
+    return instance.failure is not None and time.monotonic() - instance.since_s < _FAILED_S
 
 
 def _grown(plan: Plan, asked: Asked, *, is_running: bool) -> ModelConfig:

@@ -27,6 +27,9 @@ KEPT = re.compile(
 
 HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})
 
+TEST = re.compile(r"test_(node)\.py::\w+\[(\w+)\]|test_(\w+)\.py")
+"""A client is a file of tests; of those in Node each is a parameter of one test."""
+
 NOT_REPLAYED = frozenset({ENDLESS, COPY})
 """Models whose requests take too long, or need one that came before."""
 
@@ -48,10 +51,12 @@ class Recorder:
     def keep(self, recorded: Recorded) -> None:
         """Note a request under the client whose test runs now, unless its shape is known."""
         members = json.loads(recorded.get("body") or "{}")
-        if str(members.get("model")).partition(":")[0] in NOT_REPLAYED:
+        is_of_kvsup = recorded["path"].startswith("/kvsup/")
+        if is_of_kvsup or str(members.get("model")).partition(":")[0] in NOT_REPLAYED:
             return
-        if found := re.search(r"test_(\w+)\.py", os.environ.get("PYTEST_CURRENT_TEST", "")):
-            self.by_client[found[1]].setdefault(_shape(recorded), recorded)
+        if found := TEST.search(os.environ.get("PYTEST_CURRENT_TEST", "")):
+            client = "_".join(part for part in found.groups() if part)
+            self.by_client[client].setdefault(_shape(recorded), recorded)
 
     def __enter__(self) -> "Recorder":  # noqa: PYI034 - typing.Self is of Python 3.11
         self._thread.start()
@@ -131,10 +136,12 @@ class _Forwarder(BaseHTTPRequestHandler):
 
 
 def _written(body: bytes) -> dict[str, str]:
+    """Return the body as it came if it is JSON or empty; a form can be UTF-8 by chance."""
     try:
-        return {"body": body.decode()}
-    except UnicodeDecodeError:
+        json.loads(body or "null")
+    except ValueError:
         return {"body_base64": base64.b64encode(body).decode()}
+    return {"body": body.decode()}
 
 
 def _shape(recorded: Recorded) -> str:

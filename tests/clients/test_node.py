@@ -1,62 +1,19 @@
-"""Clients written in JavaScript, each with its own tests in ``node/``, against one real kvsup."""
+"""Clients written in JavaScript, each with its own tests in ``node/``, against the kvsup of all."""
 
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.running import RunningKvsup
-from tests.tiny import TinyModels
 
 NODE = Path(__file__).parent / "node"
 FILES = sorted(NODE.glob("*.test.mjs"))
 
-MODEL = """
-model = "{path}"
-num_ctx = 2048
-num_parallel = 2
-threads = 1
-"""
-
-VARIANTS = """
-[variants.embed]
-embedding = "on"
-
-[variants.endless]
-extra_args = ["--ignore-eos"]
-"""
-
 TIMEOUT_S = 50
-
-
-def models(smollm2: Path, folder: Path) -> dict[str, str]:
-    """Return the configuration of each model that ``node/server.mjs`` names."""
-    tiny = TinyModels(folder)
-    viewer, listener = tiny.vision(), tiny.audio()
-    return {
-        "smollm2": MODEL.format(path=smollm2) + VARIANTS,
-        "caller": MODEL.format(path=tiny.one_call()),
-        "thinker": MODEL.format(path=tiny.thinking()),
-        "viewer": MODEL.format(path=viewer.model) + f'mmproj = "{viewer.mmproj}"\n',
-        "listener": MODEL.format(path=listener.model) + f'mmproj = "{listener.mmproj}"\n',
-    }
-
-
-@pytest.fixture(scope="module")
-def kvsup(
-    tmp_path_factory: pytest.TempPathFactory, llama_server: Path, smollm2: Path
-) -> Iterator[RunningKvsup]:
-    """Return one running kvsup for this file."""
-    folder = tmp_path_factory.mktemp("node")
-    with RunningKvsup(
-        folder / "kvsup", models=models(smollm2, folder), llama_server=llama_server
-    ) as running:
-        yield running
-    assert running.children() == []
 
 
 @pytest.fixture(scope="module")

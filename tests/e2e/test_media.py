@@ -32,7 +32,7 @@ def kvsup(
     """Return one running kvsup for this file and each build."""
     models = {
         "plain": f'model = "{tiny.plain()}"\n{SETTINGS}',
-        "ranker": f'model = "{tiny.rerank()}"\nthreads = 1\nextra_args = ["--rerank"]\n',
+        "ranker": f'model = "{tiny.rerank()}"\nthreads = 1\n',
     }
     for name, (model, mmproj) in {"eye": tiny.vision(), "ear": tiny.audio()}.items():
         models[name] = f'model = "{model}"\nmmproj = "{mmproj}"\n{SETTINGS}'
@@ -115,6 +115,19 @@ def test_rendered_prompt_counts_the_images(kvsup: RunningKvsup) -> None:
         _generate(kvsup, "eye", IMAGE, _debug_render_only=True),
     ):
         assert answer.json()["_debug_info"]["image_count"] == 1
+
+
+def test_image_stands_in_front_of_the_text_it_came_with(kvsup: RunningKvsup) -> None:
+    """A template of the request's own puts the image where the text is, not before all of it."""
+    template = "<sys>{{ .System }}<user>{{ .Prompt }}<end>"
+
+    answer = _generate(
+        kvsup, "eye", IMAGE, template=template, system="S", _debug_render_only=True
+    ).json()
+
+    rendered = answer["_debug_info"]["rendered_template"]
+    assert rendered.startswith("<sys>S<user><")
+    assert rendered.endswith("Hi<end>")
 
 
 @pytest.mark.parametrize("more", [{}, {"images": [IMAGE]}])

@@ -22,11 +22,29 @@ from tests.running import RunningKvsup
 from tests.tiny import TinyModels
 
 FOLDER = Path(__file__).parent.parent / "golden" / "requests"
-WRONG_IN_V1 = (b'"messages":[]', b'"max_tokens":0', b'"text":5')
+WRONG_TYPE = b':"hot"'
+WRONG_IN_V1 = (
+    b'"messages":[]',
+    b'"input":[]',
+    b'"max_tokens":0',
+    b'"text":5',
+    b'"no_such_item"',
+    WRONG_TYPE,
+)
 """What some clients send to be refused with 400."""
+
+NOT_DONE = frozenset({"/api/pull", "/api/push", "/api/create"})
 
 FIELD = re.compile(rb'name="(\w+)"\r\n\r\n(.*)\r\n')
 """A field of a form that is no file."""
+
+
+class Version(contract.Closed):
+    """Ollama's version that kvsup is like, and its own."""
+
+    version: str
+    kvsup: str
+
 
 WHOLE: dict[str, Any] = {
     "/api/chat": contract.ChatEnd,
@@ -36,6 +54,7 @@ WHOLE: dict[str, Any] = {
     "/api/tags": contract.Tags,
     "/api/ps": contract.Ps,
     "/api/show": contract.Show,
+    "/api/version": Version,
     "/v1/models": contract_openai.ModelList,
     "/v1/models/": contract_openai.Model,
     "/v1/chat/completions": contract_openai.ChatCompletion,
@@ -82,13 +101,19 @@ class Recorded(NamedTuple):
     def status(self) -> int:
         """Return the status that the contract asks for."""
         body = self.body
-        name = body.get("model") or body.get("name") or self.path.rpartition("/")[2]
+        name = body.get("model") or body.get("name") or body.get("source")
+        name = name or self.path.rpartition("/")[2]
+        if self.route in NOT_DONE:
+            return 501
         if name == ABSENT:
             return 404
+        if self.route.startswith("/v1"):
+            is_unlimited = self.route == "/v1/messages" and "max_tokens" not in body
+            return 400 if is_unlimited or any(w in self.content for w in WRONG_IN_V1) else 200
+        if WRONG_TYPE in self.content:
+            return 500
         has_images = any(message.get("images") for message in body.get("messages", ()))
         is_too_much = bool(body.get("tools") or body.get("think") or has_images)
-        if self.route.startswith("/v1"):
-            return 400 if any(wrong in self.content for wrong in WRONG_IN_V1) else 200
         return 400 if name == MODEL and is_too_much else 200
 
 
@@ -143,8 +168,10 @@ def test_recorded_request_is_answered_as_the_contract_says(
 
 def test_every_client_of_the_matrix_is_recorded() -> None:
     """A client whose requests were never recorded would seem tested."""
-    tests = (Path(__file__).parent.parent / "clients").glob("test_*.py")
-    clients = {test.stem.removeprefix("test_") for test in tests} - {"node"}
+    folder = Path(__file__).parent.parent / "clients"
+    in_python = {file.stem.removeprefix("test_") for file in folder.glob("test_*.py")}
+    in_node = {f"node_{file.name.partition('.')[0]}" for file in folder.glob("node/*.test.mjs")}
+    clients = in_python - {"node"} | in_node
 
     assert {file.stem for file in FOLDER.glob("*.json")} == clients
 

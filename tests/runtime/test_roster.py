@@ -1,5 +1,6 @@
 """Which instance serves a name and what a request asks for; no process is started here."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ from kvsup.errors import ModelNotFound, RequestError
 from kvsup.fitting import NOTHING, Asked
 from kvsup.gguf import Metadata, Value
 from kvsup.kvtypes import STOCK_TYPES
+from kvsup.lifecycle import Lifecycle, State
 from kvsup.llama.binary import Binary
 from kvsup.modelshape import shape_of
 from kvsup.plan import ModelFile, Plan, make_plan
@@ -263,6 +265,18 @@ def test_choose_after_the_larger_one_failed_is_the_files_for_less_and_it_for_as_
 
     assert now.choose() is base
     assert now.choose(Asked(num_ctx=2048)) is failed
+
+
+def test_choose_of_what_failed_a_minute_ago_is_a_new_try() -> None:
+    """Memory that was short may be free by then."""
+    now = Served()
+    failed = now.serve(Asked(num_ctx=2048))
+    failed.failure = "no memory"
+    now.unload(failed)
+
+    failed._life = Lifecycle(State.FAILED, time.monotonic() - 61)
+
+    assert now.choose(Asked(num_ctx=2048)) is not failed
 
 
 def test_choose_after_many_different_failures_does_not_keep_them_all() -> None:

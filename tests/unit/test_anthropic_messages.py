@@ -37,7 +37,7 @@ def _mended(name: str, data: bytes, **request: Any) -> bytes:
     body |= {**REQUESTS.get(name.partition(".")[0], {}), **request}
     make_mend = prepare("/v1/messages", json.dumps(body).encode()).make_mend
     assert make_mend is not None
-    mend = make_mend()
+    mend = make_mend(4096)
     return mend.feed(data) + mend.finish()
 
 
@@ -302,7 +302,7 @@ def test_any_cut_of_the_stream_gives_the_same_events(name: str, cuts: list[int])
     body = {"max_tokens": 1, "stream": True, "messages": [HELLO]}
     make_mend = prepare("/v1/messages", json.dumps(body).encode()).make_mend
     assert make_mend is not None
-    whole, cut = make_mend(), make_mend()
+    whole, cut = make_mend(4096), make_mend(4096)
     bounds = [0, *sorted(min(at, len(stream)) for at in cuts), len(stream)]
 
     pieces = [cut.feed(stream[a:b]) for a, b in pairwise(bounds)]

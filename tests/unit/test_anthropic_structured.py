@@ -34,7 +34,7 @@ def _chat(**request: Any) -> dict[str, Any]:
 def _mended(data: bytes, **request: Any) -> bytes:
     make_mend = _prepared(**request).make_mend
     assert make_mend is not None
-    mend = make_mend()
+    mend = make_mend(4096)
     return mend.feed(data) + mend.finish()
 
 

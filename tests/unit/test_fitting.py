@@ -258,7 +258,7 @@ def test_unmet_of_a_context_beyond_training_names_what_it_was_trained_for() -> N
     [
         NOTHING,
         Asked(num_ctx=1024),
-        Asked(num_ctx=10, num_thread=1, num_batch=1, num_gpu=0),
+        Asked(num_ctx=10, num_thread=1, num_batch=1),
         Asked(num_ctx=-1, num_thread=0, num_gpu=-1),
         Asked(num_batch=4096, num_gpu=99),
         Asked(draft_num_predict=0),

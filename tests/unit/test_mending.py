@@ -1,13 +1,11 @@
-"""Faults of a body in words, and events out of bytes in any pieces."""
+"""Faults of a body in words, and whole answers that are changed."""
 
 from typing import Any
 
 import msgspec
 import pytest
 
-from kvsup.errors import UpstreamError
-from kvsup.llama.sse import MAX_EVENT_BYTES
-from kvsup.mending import EventSplitter, Fault, MalformedError, WholeMend, read
+from kvsup.mending import Fault, MalformedError, WholeMend, read
 
 
 class _Inner(msgspec.Struct):
@@ -60,14 +58,6 @@ def test_body_that_is_no_json_is_malformed(body: bytes) -> None:
     """Depth counts too: the decoder gives up before the stack does."""
     with pytest.raises(MalformedError):
         read(msgspec.json.Decoder(Any).decode, body)
-
-
-def test_event_that_never_ends_is_given_up() -> None:
-    """Memory stays bounded whatever a llama-server sends."""
-    events = EventSplitter()
-
-    with pytest.raises(UpstreamError, match="event of more than"):
-        events.feed(b"data: " + bytes(MAX_EVENT_BYTES))
 
 
 def test_whole_answer_that_is_no_json_passes_as_it_came() -> None:

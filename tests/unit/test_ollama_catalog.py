@@ -11,8 +11,6 @@ from kvsup.ollama.catalog import (
     CatalogEntry,
     RunningEntry,
     capabilities,
-    chat_done,
-    generate_done,
     local_time,
     openai_models,
     ps,
@@ -145,24 +143,6 @@ def test_openai_models_say_owner_and_time() -> None:
     assert first == {"id": "m:latest", "object": "model", "created": 10, "owned_by": "library"}
     assert (second["id"], second["owned_by"]) == ("hf.co/me/x:q4", "me")
     assert openai_models([]) == {"object": "list", "data": []}
-
-
-def test_done_answers_carry_reason_and_empty_text() -> None:
-    """Load and unload answers have no metrics."""
-    assert list(chat_done("M", reason="load", now_ns=0).items()) == [
-        ("model", "M"),
-        ("created_at", "1970-01-01T00:00:00Z"),
-        ("message", {"role": "assistant", "content": ""}),
-        ("done", True),
-        ("done_reason", "load"),
-    ]
-    assert generate_done("M", reason="unload", now_ns=0) == {
-        "model": "M",
-        "created_at": "1970-01-01T00:00:00Z",
-        "response": "",
-        "done": True,
-        "done_reason": "unload",
-    }
 
 
 def test_version_is_an_object() -> None:

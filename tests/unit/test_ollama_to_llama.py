@@ -243,18 +243,44 @@ def test_completion_goes_on_after_the_prompt_that_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text"),
+    ("prompt", "text", "order"),
     [
-        ("see [img-1] and [img-0]", "see <m> and <m>"),
-        ("see [img] twice [img]", "see <m> twice <m>"),
-        ("see [img-0]", "<m>see <m>"),
-        ("see", "<m><m>see"),
-        ("see <m>", "<m>see <m>"),
+        ("see [img-0] and [img-1]", "see <m> and <m>", "AB"),
+        ("see [img-1] and [img-0]", "see <m> and <m>", "BA"),
+        ("see [img] twice [img]", "see <m> twice <m>", "AB"),
+        ("see <m> and [img]", "see <m> and <m>", "AB"),
+        ("see [img] and [img-0]", "see <m> and <m>", "BA"),
+        ("see [img-1]", "<m>see <m>", "AB"),
+        ("see [img-0]", "<m>see <m>", "BA"),
+        ("see", "<m><m>see", "AB"),
     ],
 )
-def test_media_stand_where_the_prompt_says_or_in_front(prompt: str, text: str) -> None:
-    """Ollama's tags become llama-server's marker, one for each image."""
+def test_image_stands_where_its_number_says_or_in_front(prompt: str, text: str, order: str) -> None:
+    """Data is sent in the order of the markers; a tag without number is any other image's place."""
+    images = {"A": "AAAA", "B": "BB"}
+
     assert with_media(prompt, ["AA\nAA", "BB"], marker="<m>") == {
         "prompt_string": text,
-        "multimodal_data": ["AAAA", "BB"],
+        "multimodal_data": [images[name] for name in order],
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("[img-0] is not [img-1]", "<m> is not [img-1]"),
+        ("[img-1]", "<m>[img-1]"),
+        ("[img] [img]", "<m> [img]"),
+        ("[img-0] [img-0]", "<m> [img-0]"),
+        ("[img-00] [img-] [img-x] [img-\u0661]", "<m> [img-] [img-x] [img-\u0661]"),
+        (f"[img-{'9' * 5000}]", f"<m>[img-{'9' * 5000}]"),
+        (r"\1 \g<0>", r"<m>\1 \g<0>"),
+        ("[img-0] <m>", "<m> "),
+    ],
+)
+def test_tag_without_an_image_of_its_own_stays_text(prompt: str, text: str) -> None:
+    """There are as many markers as images, else llama-server refuses the prompt."""
+    assert with_media(prompt, ["A"], marker="<m>") == {
+        "prompt_string": text,
+        "multimodal_data": ["A"],
     }

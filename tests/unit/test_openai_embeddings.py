@@ -19,7 +19,7 @@ def _shortened(name: str, dimensions: int) -> dict[str, Any]:
     request = {"model": "m", "input": ["x", "y"], "dimensions": dimensions}
     make_mend = prepare("/v1/embeddings", json.dumps(request).encode()).make_mend
     assert make_mend is not None
-    mend = make_mend()
+    mend = make_mend(4096)
     nothing = mend.feed((GOLDEN / name).read_bytes())
     assert nothing == b""
     answer: dict[str, Any] = json.loads(mend.finish())
@@ -69,7 +69,7 @@ def test_vector_of_zeros_stays_zero() -> None:
     """It has no direction that could be given a length."""
     make_mend = prepare("/v1/embeddings", b'{"input":"x","dimensions":1}').make_mend
     assert make_mend is not None
-    mend = make_mend()
+    mend = make_mend(4096)
 
     mend.feed(b'{"data":[{"embedding":[0.0,0.0]}]}')
 
@@ -81,7 +81,7 @@ def test_answer_of_another_shape_passes_untouched(answer: bytes) -> None:
     """llama-server answers a request with ``content`` in a form of its own."""
     make_mend = prepare("/v1/embeddings", b'{"content":"x","dimensions":1}').make_mend
     assert make_mend is not None
-    mend = make_mend()
+    mend = make_mend(4096)
 
     mend.feed(answer)
 

@@ -27,11 +27,11 @@ LIMITS_TOKENS = {"cut": 8, "thinking": 40, "tools": 60, "whole": 40}
 validate = TypeAdapter[Any](ResponseStreamEvent).validate_python
 
 
-def _mended(data: bytes, *, n_ctx_tokens: int | None = None, **request: Any) -> bytes:
+def _mended(data: bytes, *, n_ctx_tokens: int = 4096, **request: Any) -> bytes:
     body = json.dumps({**REQUEST, **request}).encode()
-    make_mend = prepare(PATH, body, now_s=NOW_S, n_ctx_tokens=n_ctx_tokens).make_mend
+    make_mend = prepare(PATH, body, now_s=NOW_S).make_mend
     assert make_mend is not None
-    mend = make_mend()
+    mend = make_mend(n_ctx_tokens)
     return mend.feed(data) + mend.finish()
 
 
@@ -164,15 +164,15 @@ def test_stream_that_the_limit_cuts_off_is_incomplete(build: str) -> None:
 @pytest.mark.parametrize(
     ("max_output_tokens", "n_ctx_tokens", "status"),
     [
-        (8, None, "incomplete"),
-        (9, None, "completed"),
-        (None, None, "completed"),
+        (8, 4096, "incomplete"),
+        (9, 4096, "completed"),
+        (None, 4096, "completed"),
         (9, 20, "incomplete"),
         (9, 21, "completed"),
     ],
 )
 def test_answer_is_incomplete_where_the_counts_reach_a_limit(
-    max_output_tokens: int | None, n_ctx_tokens: int | None, status: str
+    max_output_tokens: int | None, n_ctx_tokens: int, status: str
 ) -> None:
     """Nothing else tells: the prompt has 12 tokens, the answer 8."""
     data = (GOLDEN / "cut.b11434.json").read_bytes()
@@ -364,7 +364,7 @@ def test_any_cut_of_the_stream_gives_the_same_events(cuts: list[int]) -> None:
     stream = (GOLDEN / "thinking.b11434.sse").read_bytes() + b"event: unfinished"
     make_mend = prepare(PATH, json.dumps({**REQUEST, "stream": True}).encode()).make_mend
     assert make_mend is not None
-    whole, cut = make_mend(), make_mend()
+    whole, cut = make_mend(4096), make_mend(4096)
     bounds = [0, *sorted(min(at, len(stream)) for at in cuts), len(stream)]
 
     pieces = [cut.feed(stream[a:b]) for a, b in pairwise(bounds)]

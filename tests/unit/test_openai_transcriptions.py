@@ -94,6 +94,14 @@ def test_text_that_is_explicitly_whole_is_given() -> None:
     assert asked_as_json(*_form(response_format="text", stream="false")) is not None
 
 
+def test_file_by_the_name_of_the_field_stays() -> None:
+    """llama-server takes what has a file's name for a file, and so answers JSON."""
+    field = b'Content-Disposition: form-data; name="response_format"; filename="a.txt"'
+    form = b"--b\r\n" + field + b"\r\n\r\ntext\r\n--b--\r\n"
+
+    assert asked_as_json(form, "multipart/form-data; boundary=b") is None
+
+
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary="])
 def test_form_without_a_boundary_stays(content_type: str) -> None:
     """llama-server says what is wrong with it."""

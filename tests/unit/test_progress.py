@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvsup.errors import UpstreamError
 from kvsup.llama.progress import ProgressFilter
+from kvsup.llama.sse import MAX_EVENT_BYTES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "fold"
 
@@ -67,7 +69,16 @@ def test_filter_cut_token_passes_when_it_is_whole() -> None:
 
     assert made.feed(PROGRESS + TOKEN[:9]) == b""
     assert made.feed(TOKEN[9:] + TOKEN[:5]) == TOKEN + TOKEN[:5]
+    assert made.finish() == b""
     assert _filtered(ProgressFilter(), TOKEN[:5]) == TOKEN[:5]
+
+
+def test_filter_endless_event_raises() -> None:
+    """What is held back is bounded, whatever llama-server sends."""
+    made = ProgressFilter()
+
+    with pytest.raises(UpstreamError, match="event of more than"):
+        made.feed(b"data: " + bytes(MAX_EVENT_BYTES))
 
 
 def test_filter_several_answers_drop_progress_to_the_end() -> None:

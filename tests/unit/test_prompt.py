@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from kvsup.ollama.gotemplate import TemplateError
-from kvsup.ollama.prompt import NO_TEMPLATE, PromptTemplate, merge, tag_images
+from kvsup.ollama.prompt import PromptTemplate, merge, tag_images
 from kvsup.ollama.requests import Message
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "gotemplate" / "conversations.json"
@@ -66,33 +66,19 @@ def test_render_recorded_odd_templates_gives_what_ollama_gives() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_template_read_for_its_use_shows_what_ollama_sees(name: str) -> None:
-    """Variables, the tags of thoughts and the mark of tool calls are those that Ollama finds."""
+    """Variables and the tags of thoughts are those that Ollama finds."""
     template = PromptTemplate.parse(TEMPLATES[name])
 
     assert {
         "variables": sorted(template.variables),
         "thinking_tags": list(template.thinking_tags),
-        "tool_call_tag": template.tool_call_tag,
     } == DOCUMENT["uses"][name]
 
 
-def test_template_capabilities_follow_its_variables() -> None:
-    """Tools, gaps and thoughts are each told by the template, and absent without."""
-    qwen, r1, default = (
-        PromptTemplate.parse(source)
-        for source in (TEMPLATES["qwen2.5"], TEMPLATES["deepseek-r1"], NO_TEMPLATE)
-    )
-
-    assert (qwen.takes_tools, qwen.takes_suffix, qwen.shows_thinking) == (True, True, False)
-    assert (r1.takes_tools, r1.takes_suffix, r1.shows_thinking) == (False, False, True)
-    assert (default.takes_tools, default.takes_suffix, default.shows_thinking) == (False,) * 3
-
-
-def test_template_tag_of_tool_calls_ends_before_a_brace() -> None:
-    """A call's own text is no part of the tag; spaces around the tag are none either."""
-    source = '{{ range .Messages }}{{ if .ToolCalls }} <call>\n{"name": 1}{{ end }}{{ end }}'
-
-    assert PromptTemplate.parse(source).tool_call_tag == "<call>"
+@pytest.mark.parametrize(("name", "takes_suffix"), [("qwen2.5", True), ("deepseek-r1", False)])
+def test_template_with_a_suffix_fills_in(name: str, *, takes_suffix: bool) -> None:
+    """Only a template that mentions the text behind the gap can be given one."""
+    assert PromptTemplate.parse(TEMPLATES[name]).takes_suffix is takes_suffix
 
 
 def test_parse_unclosed_action_fails_with_ollamas_text() -> None:

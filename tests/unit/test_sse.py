@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsup.errors import UpstreamError
-from kvsup.llama.sse import MAX_EVENT_BYTES, SSEDecoder
+from kvsup.llama.sse import MAX_EVENT_BYTES, EventSplitter, SSEDecoder
 
 STREAM = (
     b': ping\n\ndata: {"a":1}\n\ndata:{"b":"\xc3\xa9"}\r\n\r\n'
@@ -43,6 +43,27 @@ def test_sse_many_cuts_give_same_payloads(cuts: list[int]) -> None:
 def test_sse_unfinished_event_gives_nothing() -> None:
     """An event counts only once its blank line has come."""
     assert _decode([b"data: half\n"]) == []
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_splitter_many_cuts_lose_nothing_of_the_stream(cuts: list[int]) -> None:
+    """Comments and names stay; only the ends of lines become alike."""
+    bounds = [0, *sorted(cuts), len(STREAM)]
+    events = EventSplitter()
+
+    split = [event for a, b in pairwise(bounds) for event in events.feed(STREAM[a:b])]
+
+    assert split == STREAM.replace(b"\r\n", b"\n").split(b"\n\n")[:-1]
+    assert events.rest == b""
+
+
+def test_splitter_start_of_an_event_is_its_rest() -> None:
+    """What ends a stream in the middle of an event can be passed on."""
+    events = EventSplitter()
+
+    assert events.feed(b"data: a\n\ndata: h") == [b"data: a"]
+    assert events.feed(b"alf\n") == []
+    assert events.rest == b"data: half\n"
 
 
 def test_sse_endless_event_raises() -> None:

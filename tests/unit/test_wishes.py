@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -143,6 +144,30 @@ def test_model_of_a_form_is_its_field() -> None:
     assert read_wishes(body, {"content-type": FORM}).model == "ear"
 
 
+def test_model_of_a_large_form_is_read_without_a_copy_of_it() -> None:
+    """Its sound has tens of MiB, and no other stream moves meanwhile."""
+    sound = ('name="file"; filename="a.wav"', "\0" * (8 << 20))
+    body = _form(sound, ('name="model"', "ear"))
+
+    tracemalloc.start()
+    try:
+        wishes = read_wishes(body, {"content-type": FORM})
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert wishes.model == "ear"
+    assert peak_bytes < 1 << 20
+
+
+def test_model_of_a_form_that_is_no_text_is_a_client_error() -> None:
+    """As in JSON."""
+    body = _form(('name="model"', "ear")).replace(b"ear", b"\xff")
+
+    with pytest.raises(RequestError, match="invalid request"):
+        read_wishes(body, {"content-type": FORM})
+
+
 def test_wishes_beside_a_form_are_in_headers() -> None:
     """A form has no members."""
     headers = {"content-type": FORM, KEEP_ALIVE: "1m", KV_CACHE_TYPE: "f16"}
@@ -160,6 +185,8 @@ def test_wishes_beside_a_form_are_in_headers() -> None:
         (FORM, b"--XX\r\nContent-Disposition: form-data; name=model"),
         (FORM, _form(('name="other"', "x"))),
         (FORM, _form(('filename="model"', "x"))),
+        (FORM, _form(('name="model"; filename="model"', "x"))),
+        (FORM, _form(('name="file"; filename="; name=model"', "x"))),
         ("multipart/form-data", _form(('name="model"', "x"))),
         ("multipart/form-data; boundary=\xe9", b"--\xff"),
     ],

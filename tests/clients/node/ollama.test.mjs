@@ -61,7 +61,7 @@ test('list names each model and what it can', async () => {
 
   const capabilities = Object.fromEntries(models.map((m) => [m.name, m.capabilities]));
   assert.deepEqual(capabilities[`${chatModel}:latest`], ['completion']);
-  assert.deepEqual(capabilities[embedModel], ['completion', 'embedding']);
+  assert.deepEqual(capabilities[`${embedModel}:latest`], ['completion', 'embedding']);
   assert.ok(models.every((m) => m.model === m.name && m.size > 0 && m.digest.length === 64));
 });
 

@@ -1,4 +1,4 @@
-/** What the kvsup under test serves, as ../test_node.py started it, and what every file asserts. */
+/** What the kvsup under test serves, as ../models.py says, and what every file asserts. */
 
 import assert from 'node:assert/strict';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -6,9 +6,9 @@ import { setTimeout as pause } from 'node:timers/promises';
 export const url = process.env.KVSUP_URL;
 assert.ok(url, 'KVSUP_URL is not set; run pytest tests/clients/test_node.py');
 export const chatModel = 'smollm2';
-export const embedModel = 'smollm2:embed';
-/** The same, but it never ends an answer: a cancel comes always in the middle. */
-export const endlessModel = 'smollm2:endless';
+export const embedModel = 'embedder';
+/** It never ends an answer: a cancel comes always in the middle. */
+export const endlessModel = 'endless';
 export const missingModel = 'no-such-model';
 export const vectorLength = 576;
 
@@ -34,7 +34,7 @@ export const thought = 'Two and two.';
 export const afterThought = 'Four.';
 
 /** It takes pictures; it says the same of each. */
-export const pictureModel = 'viewer';
+export const pictureModel = 'seeing';
 export const pictureText = 'Tiny models say what they were told.';
 /** A PNG of one colour, in base64. */
 export const picture =
@@ -42,12 +42,13 @@ export const picture =
   'YrFYLBaLxeKXAx/uA7qKDGN/AAAAAElFTkSuQmCC';
 
 /** It takes sound, and says the same of each. */
-export const soundModel = 'listener';
+export const soundModel = 'hearing';
 
-/** Return one second of silence as a WAV file: PCM, one channel, 16 bits. */
+/** Return a tenth of a second of silence as a WAV file: PCM, one channel, 16 bits. */
 export function silence() {
   const rateHz = 16_000;
-  const file = Buffer.alloc(44 + 2 * rateHz);
+  const nBytes = (2 * rateHz) / 10;
+  const file = Buffer.alloc(44 + nBytes);
   file.write('RIFF', 0);
   file.writeUInt32LE(file.length - 8, 4);
   file.write('WAVEfmt ', 8);
@@ -59,7 +60,7 @@ export function silence() {
   file.writeUInt16LE(2, 32);
   file.writeUInt16LE(16, 34);
   file.write('data', 36);
-  file.writeUInt32LE(2 * rateHz, 40);
+  file.writeUInt32LE(nBytes, 40);
   return file;
 }
 
