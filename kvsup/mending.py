@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -52,7 +52,7 @@ class Instead:
 class Prepared:
     """What a request needs beyond being passed on."""
 
-    forced: Mapping[str, object]
+    forced: Mapping[str, object] = field(default_factory=dict)
     """Members to append to the request's object, where they win over the client's own.
 
     Values that msgspec encodes: some are ``msgspec.Raw``, the client's own JSON.

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from kvsup.errors import RequestError
+from kvsup.ollama.names import quoted
 from kvsup.units import parse_duration
 
 T = TypeVar("T", bound=Struct)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvsup.ollama.names import display_name, full_name, lookup_keys, valid_name
+from kvsup.ollama.names import display_name, full_name, lookup_keys, quoted, valid_name
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,8 @@ def test_full_name_invalid_raises() -> None:
     """What is no name has no form."""
     with pytest.raises(ValueError, match="no model name"):
         full_name("a b")
+
+
+def test_quoted_name_with_marks_and_letters_escapes_the_marks_only() -> None:
+    """Clients show these texts; Go writes letters of any script as they are."""
+    assert quoted('Größe "9\\"') == '"Größe \\"9\\\\\\""'

@@ -1,0 +1,221 @@
+"""Whatever the bytes, a request of ``/v1`` is refused in words or goes on as JSON.
+
+The parts that ``kvsup/api/passthrough.py`` puts together, put together here without a server.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvsup.anthropic import requests as anthropic
+from kvsup.api.errors import shape_for
+from kvsup.api.wishes import KEEP_ALIVE, KV_CACHE_TYPE, OPTIONS, read_wishes
+from kvsup.errors import KvsupError, RequestError
+from kvsup.llama.defaults import sampling_members, with_defaults, with_system
+from kvsup.llama.steering import steer
+from kvsup.ollama.options import given_fields
+from kvsup.openai import requests as openai
+
+Json = dict[str, Any]
+
+N_CTX_TOKENS = 512
+SYSTEM = "Be brief."
+OF_FILE = {"temperature": 0.5, "top_k": 3, "num_predict": 7, "stop": ["x"], "seed": 1}
+"""What the options of the model's file say."""
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+PART = {"type": "text", "text": "Hi"}
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": [PART]},
+    {"role": "user", "content": [PART, PART]},
+]
+FUNCTION = {"name": "f", "parameters": SCHEMA}
+COMMON: Json = {
+    "model": "m",
+    "stream": True,
+    "temperature": 0.5,
+    "top_p": None,
+    "seed": 7,
+    "stop": ["x"],
+    "options": {"temperature": 1, "num_ctx": 512, "top_k": None, "stop": ["y"]},
+    "keep_alive": "1m30s",
+    "kv_cache_type": "q8_0:q5_1",
+    "metadata": {"user_id": "u"},
+}
+CHAT: Json = {
+    **COMMON,
+    "messages": TURNS,
+    "max_tokens": 4,
+    "n": 1,
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {"type": "json_object"},
+    "stream_options": {"include_usage": True},
+    "logprobs": False,
+    "reasoning_effort": "low",
+    "chat_template_kwargs": {"a": 1},
+}
+RESPONSE: Json = {
+    **COMMON,
+    "input": [
+        *TURNS,
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "3"},
+    ],
+    "instructions": "Be kind.",
+    "max_output_tokens": 4,
+    "tools": [{"type": "function", **FUNCTION}, {"type": "web_search"}],
+    "tool_choice": {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "function", "name": "f"}],
+    },
+    "text": {"format": {"type": "json_schema", "name": "s", "strict": True, "schema": SCHEMA}},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "top_logprobs": 2,
+}
+MESSAGE: Json = {
+    **COMMON,
+    "messages": [
+        *TURNS[:1],
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f"}]},
+        {"role": "user", "content": [PART, {"type": "tool_result", "tool_use_id": "t"}]},
+    ],
+    "system": [PART],
+    "max_tokens": 4,
+    "stop_sequences": ["x"],
+    "tools": [{"name": "f", "input_schema": SCHEMA}],
+    "tool_choice": {"type": "tool", "name": "f"},
+    "thinking": {"type": "enabled", "budget_tokens": 2},
+    "output_config": {"effort": "xhigh"},
+}
+FORMATTED: Json = {
+    **MESSAGE,
+    "tool_choice": {"type": "auto"},
+    "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+}
+VALID: Mapping[str, tuple[Json, ...]] = {
+    "/v1/chat/completions": (CHAT,),
+    "/v1/chat/completions/input_tokens": (CHAT,),
+    "/v1/completions": ({**COMMON, "prompt": "One, two", "logprobs": 2, "n_probs": 1},),
+    "/v1/embeddings": (
+        {**COMMON, "input": ["a", "b"], "encoding_format": "BASE64", "dimensions": 3},
+    ),
+    "/v1/responses": (RESPONSE,),
+    "/v1/responses/input_tokens": (RESPONSE,),
+    "/v1/messages": (MESSAGE, FORMATTED),
+    "/v1/messages/count_tokens": (MESSAGE,),
+}
+"""Bodies that go on, with all that decoders look at; the mutants start from them."""
+
+WORDS = sorted({key for bodies in VALID.values() for body in bodies for key in body} | {"type"})
+FRAGMENTS = [
+    *(value for bodies in VALID.values() for body in bodies for value in body.values()),
+    {"type": "json_schema", "schema": {}, "json_schema": None},
+    {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function"}]}},
+    {"type": "item_reference", "id": "i"},
+    {"role": "assistant", "content": None},
+    [[1, 2], [3]],
+    "none",
+    "developer",
+]
+"""What is right at one place is wrong at another."""
+
+texts = st.text(st.characters(codec=None), max_size=8)  # halves of UTF-16 pairs included
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | texts
+    | st.sampled_from(["", "1m", "-1", "auto", "f16", 0, -1, 1e308, -0.0, 2**63, 2**70])
+)
+keys = st.sampled_from(WORDS) | texts
+values = st.sampled_from(FRAGMENTS) | st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=6,
+)
+objects = st.dictionaries(keys, values, max_size=6)
+paths = pytest.mark.parametrize("path", VALID)
+quick = settings(max_examples=60, derandomize=True, deadline=None)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, path: str) -> bytes:
+    """Return a valid body of ``path`` after a few parts of it were replaced, removed or added."""
+    body = copy.deepcopy(draw(st.sampled_from(VALID[path])))
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.sampled_from(_containers(body)))
+        if isinstance(place, list):
+            start = draw(st.integers(0, len(place)))
+            place[start : start + 1] = draw(st.lists(values, max_size=2))
+        elif place and draw(st.booleans()):
+            del place[draw(st.sampled_from(sorted(place)))]
+        else:
+            place[draw(st.sampled_from(sorted(place)) | keys if place else keys)] = draw(values)
+    return json.dumps(body).encode()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, path: str) -> bytes:
+    """Return a valid body of ``path`` with a few bytes cut out or put in."""
+    body = json.dumps(draw(st.sampled_from(VALID[path]))).encode()
+    start = draw(st.integers(0, len(body)))
+    end = draw(st.integers(start, min(start + 8, len(body))))
+    return body[:start] + draw(st.binary(max_size=8)) + body[end:]
+
+
+@st.composite
+def nested(draw: st.DrawFn, path: str) -> bytes:
+    """Return a body that is up to 1200 deep at one place, where Python's own limit is 1000."""
+    body = {**draw(st.sampled_from(VALID[path])), draw(keys): "HERE"}
+    start, end = draw(st.sampled_from([("[", "]"), ('{"a":', "}"), ('[{"role":', "}]")]))
+    depth = draw(st.sampled_from([1, 2, 100, 490, 990, 1200]))
+    return json.dumps(body).replace('"HERE"', start * depth + "1" + end * depth).encode()
+
+
+def _bodies(path: str) -> st.SearchStrategy[bytes]:
+    anything = (values | objects).map(_dumped) | st.binary(max_size=32)
+    return mutated(path) | damaged(path) | nested(path) | anything
+
+
+@paths
+@given(data=st.data())
+@settings(quick, max_examples=250)
+def test_request_of_any_kind_goes_on_as_json_or_is_refused_in_words(
+    path: str, data: st.DataObject
+) -> None:
+    """llama-server gets an object for the same model; the client gets an error of its API's."""
+    body = data.draw(_bodies(path))
+
+    try:
+        sent = _sent(path, body)
+    except KvsupError as error:
+        answer = msgspec.json.decode(shape_for(path).body(str(error), 400))
+        assert answer["error"]["message"] == str(error)
+    else:
+        assert _own(sent, body).get("model") == _own(body, body).get("model")
+
+
+@paths
+def test_body_that_mutants_start_from_goes_on(path: str) -> None:
+    """Otherwise the mutants would show nothing."""
+    for valid in VALID[path]:
+        assert json.loads(_sent(path, _dumped(valid)))["model"] == "m"
+
+
+@given(
+    body=st.binary(max_size=64) | objects.map(_dumped := lambda value: json.dumps(value).encode()),
+)
+def placeholder(body: bytes) -> None:
+    pass
