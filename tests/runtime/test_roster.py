@@ -272,9 +272,8 @@ def test_choose_of_what_failed_a_minute_ago_is_a_new_try() -> None:
     now = Served()
     failed = now.serve(Asked(num_ctx=2048))
     failed.failure = "no memory"
-    now.unload(failed)
-
     failed._life = Lifecycle(State.FAILED, time.monotonic() - 61)
+    now.unload(failed)
 
     assert now.choose(Asked(num_ctx=2048)) is not failed
 

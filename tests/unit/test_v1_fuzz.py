@@ -146,8 +146,23 @@ values = st.sampled_from(FRAGMENTS) | st.recursive(
     max_leaves=6,
 )
 objects = st.dictionaries(keys, values, max_size=6)
+header_texts = st.text(st.characters(max_codepoint=255), max_size=12)
+FORM = [
+    b"--b",
+    b"\r\n",
+    b"--",
+    b"\r\n--b\r\n",
+    b'Content-Disposition: form-data; name="model"\r\n\r\n',
+    b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n',
+    b"smollm2",
+    b"\xff",
+]
 paths = pytest.mark.parametrize("path", VALID)
 quick = settings(max_examples=60, derandomize=True, deadline=None)
+
+
+def _dumped(value: object) -> bytes:
+    return json.dumps(value).encode()
 
 
 @st.composite
@@ -204,7 +219,7 @@ def test_request_of_any_kind_goes_on_as_json_or_is_refused_in_words(
         answer = msgspec.json.decode(shape_for(path).body(str(error), 400))
         assert answer["error"]["message"] == str(error)
     else:
-        assert _own(sent, body).get("model") == _own(body, body).get("model")
+        assert _parsed(sent).get("model") == _parsed(body).get("model")
 
 
 @paths
@@ -214,8 +229,117 @@ def test_body_that_mutants_start_from_goes_on(path: str) -> None:
         assert json.loads(_sent(path, _dumped(valid)))["model"] == "m"
 
 
+@given(own=objects, last=objects)
+@quick
+def test_settings_fill_only_what_a_request_leaves_out(own: Json, last: Json) -> None:
+    """Of members with one name llama-server takes the last; a null is as good as none."""
+    said = {name: value for name, value in own.items() if value is not None or name not in OF_FILE}
+
+    with suppress(RequestError):
+        body = with_defaults(_dumped(own), OF_FILE, last=last)
+
+        assert _parsed(body) == _parsed(_dumped({**OF_FILE, **said, **last}))
+
+
+@paths
+@given(own=objects, messages=st.lists(st.sampled_from(TURNS) | values, max_size=2))
+@quick
+def test_system_text_is_added_only_where_there_is_none(
+    path: str, own: Json, messages: list[Any]
+) -> None:
+    """A request that has its own keeps it, and each other member."""
+    body = _dumped({**own, "messages": messages})
+
+    with suppress(RequestError):
+        before, after = _parsed(body), _parsed(with_system(path, body, SYSTEM))
+
+        changed = {name for name in after if after[name] != before.get(name)}
+        assert changed <= {"messages", "instructions", "system"}
+        if "messages" in changed:
+            assert after["messages"] == [{"role": "system", "content": SYSTEM}, *messages]
+            assert messages[0].get("role") not in {"system", "developer"}
+        assert all(before.get(name) is None for name in changed - {"messages"})
+
+
+@paths
+@given(data=st.data())
+@quick
+def test_steered_request_differs_only_in_how_it_is_streamed(path: str, data: st.DataObject) -> None:
+    """Whatever the bytes: nothing is raised, and no member of the client's is lost."""
+    body = data.draw(_bodies(path))
+
+    steered = steer(path, body)
+
+    if steered is not None:
+        steered.make_answer()
+        before, after = _parsed(body), _parsed(steered.body)
+        changed = {name for name in after if after[name] != before.get(name)}
+        assert changed <= {"stream", "stream_options", "return_progress"}
+
+
 @given(
-    body=st.binary(max_size=64) | objects.map(_dumped := lambda value: json.dumps(value).encode()),
+    body=objects.map(_dumped) | st.binary(max_size=16),
+    headers=st.fixed_dictionaries(
+        {},
+        optional={
+            KEEP_ALIVE: st.sampled_from(["1m", "-1", "", "1e999s", "x"]) | header_texts,
+            OPTIONS: objects.map(json.dumps) | header_texts,
+            KV_CACHE_TYPE: header_texts,
+            "content-type": st.sampled_from(["application/json", "text/plain"]),
+        },
+    ),
 )
-def placeholder(body: bytes) -> None:
-    pass
+@settings(quick, max_examples=300)
+def test_wishes_of_any_kind_are_read_or_refused(body: bytes, headers: dict[str, str]) -> None:
+    """Headers are any text in Latin-1."""
+    with suppress(KvsupError):
+        read_wishes(body, headers)
+
+
+@given(
+    parts=st.lists(st.sampled_from(FORM) | st.binary(max_size=8), max_size=12),
+    boundary=st.sampled_from(["; boundary=b", '; boundary="b"', "; boundary=", ""]) | header_texts,
+)
+@settings(quick, max_examples=200)
+def test_form_of_any_kind_is_read_or_refused(parts: list[bytes], boundary: str) -> None:
+    """Pieces of a form in any order."""
+    with suppress(KvsupError):
+        wishes = read_wishes(b"".join(parts), {"content-type": f"multipart/form-data{boundary}"})
+
+        assert wishes.model is None or b"model" in parts[1:]
+
+
+def _sent(path: str, body: bytes) -> bytes:
+    """Return what llama-server gets for a request of a client."""
+    wishes = read_wishes(body, {})
+    is_anthropic = path.startswith("/v1/messages")
+    prepared = (anthropic.prepare if is_anthropic else openai.prepare)(path, body)
+    if prepared.make_mend is not None:
+        prepared.make_mend(N_CTX_TOKENS)
+    if prepared.instead is not None:
+        path, body = prepared.instead.path, prepared.instead.body
+    fields = given_fields({**OF_FILE, **wishes.options}, num_ctx=N_CTX_TOKENS)
+    members, dropped = sampling_members(path, fields)
+    assert not members or len(members) + len(dropped) == len(fields)
+    body = with_defaults(body, members, last=prepared.forced)
+    body = with_system(path, body, SYSTEM)
+    steered = steer(path, body)
+    return body if steered is None else steered.body
+
+
+def _parsed(body: bytes) -> Json:
+    value = json.loads(body.decode(), parse_constant=_refuse)
+    assert isinstance(value, dict)
+    return value
+
+
+def _refuse(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def _containers(value: Any) -> list[Any]:
+    """Return ``value`` and all in it that has members or elements."""
+    if not isinstance(value, (dict, list)):
+        return []
+    items = value.values() if isinstance(value, dict) else value
+    return [value, *(inner for item in items for inner in _containers(item))]
