@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from kvsup.errors import RequestError
-from kvsup.llama.sse import EventSplitter as EventSplitter  # noqa: PLC0414
 
 T = TypeVar("T")
 

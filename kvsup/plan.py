@@ -22,6 +22,9 @@ ALLOWANCE_BYTES = 64 << 20
 
 BATCH_TOKENS = 512
 CPU_BATCH_TOKENS = 64
+MAX_FILL_IN_TOKENS = 2048
+"""Logical batch of a model that fills in: llama-server's own default."""
+
 MAX_EMBEDDING_TOKENS = 8192
 """Longest input to embed; the compute buffer grows with it."""
 
@@ -136,6 +139,7 @@ def _decide(
         trained_tokens=file.metadata.integer(f"{architecture}.context_length"),
         is_on_cpu=not binary.devices,
         embeds=pooling is not None or configured.embedding == "on",
+        fills_in=file.has_fim_tokens,
     )
     bare = build_argv(binary, model, socket="", pooling=pooling)
     identity = _digest(*bare, *(f"{k}={v}" for k, v in sorted(model.env.items())), file.stamp)
@@ -163,13 +167,20 @@ def _decide(
 
 
 def _settled(
-    model: ModelConfig, *, trained_tokens: int | None, is_on_cpu: bool, embeds: bool
+    model: ModelConfig,
+    *,
+    trained_tokens: int | None,
+    is_on_cpu: bool,
+    embeds: bool,
+    fills_in: bool,
 ) -> tuple[ModelConfig, tuple[str, ...]]:
     """Return ``model`` with every number that it left open, and what its owner should know.
 
     A client that leaves while its prompt is read is noticed after one or two steps, so on a CPU
     these are short: at 64 tokens a quantized cache reads as fast as at 512, f16 some 13 % slower
-    (b11434, SmolLM2, 2 cores). ``--embedding`` demands that a whole input is one physical batch.
+    (b11434, SmolLM2, 2 cores). ``--embedding`` demands that a whole input is one physical batch;
+    ``/infill`` cuts what stands before and after to three and one quarters of the logical batch
+    (server-common.cpp, b11434), so models that fill in get a long one, computed in short steps.
     """
     notes = []
     num_ctx = model.num_ctx
@@ -178,6 +189,8 @@ def _settled(
         num_ctx = trained_tokens
     batch = model.batch_size or (CPU_BATCH_TOKENS if is_on_cpu else BATCH_TOKENS)
     ubatch = model.ubatch_size or min(batch, BATCH_TOKENS)
+    if fills_in and model.batch_size is None:
+        batch = max(batch, min(num_ctx, MAX_FILL_IN_TOKENS))
     if embeds:
         batch = ubatch = max(batch, min(num_ctx, MAX_EMBEDDING_TOKENS))
     settled = msgspec.structs.replace(model, num_ctx=num_ctx, batch_size=batch, ubatch_size=ubatch)

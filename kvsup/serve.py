@@ -5,6 +5,7 @@ import fcntl
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ import anyio.to_thread
 import psutil
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kvsup import events
 from kvsup.api.app import Store, create_app
@@ -31,6 +33,8 @@ from kvsup.runtime.paths import LLAMA_CONFIG
 logger = logging.getLogger("kvsup")
 
 _BACKLOG = 2048
+_HEAD = re.compile(rb"[A-Z]+ [^\r\n]+ HTTP/1\.1\r\n.*?\r\n\r\n", re.DOTALL)
+_OFFER = re.compile(rb"(\r\n)upgrade:(?=[ \t]*h2c\b)", re.IGNORECASE)
 _OPEN = (
     "other machines can reach {host}, and there are no API keys; set api_keys in kvsup.toml, "
     "listen on 127.0.0.1, or start with --insecure"
@@ -50,6 +54,19 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to ``serve``."""
         yield
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, but for offers of HTTP/2, which cost a request its body there (0.54).
+
+    Java's own HTTP client makes one with its first request; Go, and so Ollama, ignores it.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came, a request's offer under a name that nobody knows."""
+        if b"h2c" in data and (head := _HEAD.match(data)):
+            data = _OFFER.sub(rb"\1x-offered:", head[0]) + data[head.end() :]
+        super().data_received(data)
 
 
 class Supervisor:
@@ -87,7 +104,7 @@ class Supervisor:
             uvicorn.Config(
                 app,
                 loop="none",
-                http="httptools",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

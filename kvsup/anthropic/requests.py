@@ -174,7 +174,6 @@ def _as_chat(members: Json, schema: Json, asked: Asked, *, is_stream: bool) -> P
         return WholeMend(partial(structured.message_of, asked))
 
     return Prepared(
-        forced={},
         make_mend=make_mend,
         instead=Instead(structured.CHAT, structured.chat_request(request, schema)),
     )

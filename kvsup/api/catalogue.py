@@ -1,6 +1,5 @@
 """Ollama's endpoints about which models there are, and those that change it."""
 
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +15,7 @@ from kvsup.api.exchange import NDJSON, Exchange
 from kvsup.api.naming import not_found_as
 from kvsup.errors import ConfigError, ModelNotFound, RequestError, Unsupported
 from kvsup.ollama import catalog
-from kvsup.ollama.names import valid_name
+from kvsup.ollama.names import quoted, valid_name
 from kvsup.ollama.ndjson import encode
 from kvsup.ollama.requests import decode_copy, decode_named
 from kvsup.plan import Plan
@@ -63,9 +62,9 @@ class CatalogueHandlers:
         request = decode_copy(exchange.body)
         for part, name in (("source", request.source), ("destination", request.destination)):
             if not valid_name(name):
-                raise RequestError(f"{part} {_quoted(name)} is invalid")
+                raise RequestError(f"{part} {quoted(name)} is invalid")
         async with self._changed():
-            with not_found_as(f"model {_quoted(request.source)} not found"):
+            with not_found_as(f"model {quoted(request.source)} not found"):
                 source = self._fleet.instance(request.source).plan
             existing = self._plan_of(request.destination)
             written = await to_thread.run_sync(
@@ -92,7 +91,7 @@ class CatalogueHandlers:
         if not request.model:
             raise RequestError("model is required")
         if not valid_name(request.model):
-            raise RequestError(f"name {_quoted(request.model)} is invalid")
+            raise RequestError(f"name {quoted(request.model)} is invalid")
         async with self._changed():
             plan = self._fleet.instance(request.model).plan
             await to_thread.run_sync(
@@ -156,7 +155,3 @@ class CatalogueHandlers:
             return self._fleet.instance(name).plan
         except ModelNotFound:
             return None
-
-
-def _quoted(name: str) -> str:
-    return json.dumps(name, ensure_ascii=False)

@@ -61,7 +61,7 @@ def _prepare_openai(path: str, body: bytes) -> Prepared:
 
 
 def _prepare_native(_path: str, _body: bytes) -> Prepared:
-    return Prepared(forced={})
+    return Prepared()
 
 
 OPENAI_DIALECT = Dialect(OPENAI, _prepare_openai)

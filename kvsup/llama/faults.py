@@ -18,6 +18,7 @@ _BEGINNINGS = (
     "Multimodal data provided, but model does not support multimodal requests.",
     "Failed to load image or audio file",
     "Failed to download image",
+    "error: cannot make GET request",
     "Invalid base64 value",
     "tools param requires --jinja flag",
     "tool_choice param requires --jinja flag",
@@ -25,6 +26,8 @@ _BEGINNINGS = (
     "'messages' is required",
     "[json.exception.type_error.302]",  # a member of the body has a wrong type (b10434)
     "[json.exception.out_of_range.403]",  # one is missing (b10434)
+    "vector::_M_range_check: ",  # a token that the model does not have
+    "vector::_M_default_append",  # a count below zero, or beyond all memory
 )
 
 _PARTS = (

@@ -5,13 +5,13 @@ notices that its client has left only when it writes, and then frees the slot.
 """
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from kvsup.ollama.names import quoted
 from kvsup.ollama.options import sampling_fields
 from kvsup.ollama.requests import ChatRequest, GenerateRequest, InvalidFormat, Message, ToolCall
 
@@ -202,9 +202,8 @@ def _schema(value: object) -> dict[str, object] | None:
         return {}
     if isinstance(value, dict):
         return value
-    raw = msgspec.json.encode(value).decode()
-    quoted = json.dumps(raw, ensure_ascii=False)
-    raise InvalidFormat(f'invalid format: {quoted}; expected "json" or a valid JSON Schema object')
+    raw = quoted(msgspec.json.encode(value).decode())
+    raise InvalidFormat(f'invalid format: {raw}; expected "json" or a valid JSON Schema object')
 
 
 def _message(message: Message) -> Turn:

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from kvsup.llama.sse import EventSplitter
 from kvsup.llama.wire import error_message
-from kvsup.mending import EventSplitter
 
 Json = dict[str, Any]
 

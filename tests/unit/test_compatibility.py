@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import msgspec
 import pytest
 import tomli
+from starlette.applications import Starlette
 from starlette.routing import Match, Route
 
 from kvsup.anthropic import requests as anthropic_requests
@@ -158,7 +160,7 @@ def _app_routes() -> list[Route]:
         """Change nothing."""
 
     store = Store(folder=nowhere, trash=nowhere, reload=reload)
-    routes = _routes(Fleet([], host, emit=lambda _event: None), store, max_body_bytes=1)
+    routes = _routes(Fleet([], host, emit=lambda _event: None), store, max_body_bytes=1024)
     return [route for route in routes if isinstance(route, Route)]
 
 
@@ -183,6 +185,31 @@ def test_endpoints_are_the_routes_of_the_app() -> None:
     for path, *methods in set(told) - served:
         assert methods == ["POST"]
         assert _taken_by("POST", path, routes) == PASSED
+
+
+async def _statuses(row: dict[str, str]) -> set[int]:
+    """Return what a kvsup without models answers to each method of an endpoint."""
+    *methods, path = _names(row["Endpoint"])[0].split()
+    path = path.replace("{digest}", "sha256:" + 64 * "0").replace("{key}", "k")
+    transport = httpx.ASGITransport(app=Starlette(routes=_app_routes()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answers = [await client.request(method, path, json={"model": "m"}) for method in methods]
+    return {answer.status_code for answer in answers}
+
+
+async def test_endpoints_that_are_not_served_answer_with_the_status_of_their_row() -> None:
+    """Whoever looks it up finds what a client is told."""
+    for row in _rows("Endpoints"):
+        told = {int(status) for status in re.findall(r"\b[45]\d\d\b", row["What to know"])}
+        if row["Served"] == "no":
+            assert await _statuses(row) == told, row
+
+
+async def test_endpoints_of_ollama_that_are_served_refuse_nobody() -> None:
+    """A kvsup without models may find none, but does not say that it cannot."""
+    for row in _rows("Endpoints"):
+        if row["Served"] == "yes" and "/api/" in row["Endpoint"]:
+            assert not await _statuses(row) & {401, 403, 405, 501}, row
 
 
 def test_endpoints_of_the_openapi_document_each_have_a_row() -> None:
@@ -261,6 +288,17 @@ def test_clients_are_those_that_are_pinned(language: str) -> None:
     told = [(_names(row["Package"])[0], row["Version"]) for row in _table_rows(text)]
 
     assert sorted(told) == sorted(_pinned(language).items())
+
+
+@pytest.mark.parametrize("row", _rows("Clients"), ids=lambda row: row["Package"])
+def test_tests_of_a_client_use_it(row: dict[str, str]) -> None:
+    """Each file imports the package, or names what it runs."""
+    name = re.escape(_names(row["Package"])[0].removesuffix("-slim")).replace(r"\-", "[-_.]")
+    used = re.compile(rf"\b{name}\b|'{name}['/]")
+
+    unused = [link for link in _links(row["Tests"]) if not used.search(link.path.read_text())]
+
+    assert unused == []
 
 
 def _pinned(language: str) -> dict[str, str]:

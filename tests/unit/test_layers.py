@@ -42,7 +42,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "schema": ("config", "units", "msgspec"),
     "keys": ("decode", "errors"),
     "fitting": ("config", "errors", "kvrules", "kvtypes", "modelshape", "msgspec"),
-    "mending": ("llama.sse", "errors", "msgspec"),
+    "mending": ("errors", "msgspec"),
     "openai": (
         "llama.sse",
         "llama.vectors",
