@@ -30,7 +30,7 @@ __all__ = ["Cache", "Estimate", "Launch", "Layer", "ModelShape", "estimate", "sh
 
 CacheKind = Literal["full", "window"]
 
-_CELL_MULTIPLE = 256
+CELL_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +190,4 @@ def _compute_bytes(shape: ModelShape, launch: Launch, cells: int, n_ubatch: int)
 
 
 def _pad(n_tokens: int) -> int:
-    return math.ceil(n_tokens / _CELL_MULTIPLE) * _CELL_MULTIPLE
+    return math.ceil(n_tokens / CELL_TOKENS) * CELL_TOKENS

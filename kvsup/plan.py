@@ -14,7 +14,7 @@ from kvsup.config import ModelConfig, canonical
 from kvsup.gguf import Metadata, Tensor
 from kvsup.llama.argv import EMPTY_CONFIG_DIR, build_argv, build_environment
 from kvsup.llama.binary import Binary
-from kvsup.memory import Estimate, Launch, estimate
+from kvsup.memory import CELL_TOKENS, Estimate, Launch, estimate
 from kvsup.modelshape import ModelShape
 
 ALLOWANCE_BYTES = 64 << 20
@@ -86,6 +86,11 @@ class Plan:
     def size_bytes(self) -> int:
         """Return the memory that is set aside for it before it has been measured."""
         return self.estimate.total_bytes + ALLOWANCE_BYTES
+
+    @property
+    def slot_tokens(self) -> int:
+        """Return the context of one request as it is allocated, in whole cells of 256 tokens."""
+        return -(-self.model.num_ctx // CELL_TOKENS) * CELL_TOKENS
 
     @property
     def trained_tokens(self) -> int | None:
@@ -180,7 +185,7 @@ def _settled(
     these are short: at 64 tokens a quantized cache reads as fast as at 512, f16 some 13 % slower
     (b11434, SmolLM2, 2 cores). ``--embedding`` demands that a whole input is one physical batch;
     ``/infill`` cuts what stands before and after to three and one quarters of the logical batch
-    (server-common.cpp, b11434), so models that fill in get a long one, computed in short steps.
+    (server-common.cpp, b11434), so on a device models that fill in get a long one.
     """
     notes = []
     num_ctx = model.num_ctx
@@ -189,7 +194,7 @@ def _settled(
         num_ctx = trained_tokens
     batch = model.batch_size or (CPU_BATCH_TOKENS if is_on_cpu else BATCH_TOKENS)
     ubatch = model.ubatch_size or min(batch, BATCH_TOKENS)
-    if fills_in and model.batch_size is None:
+    if fills_in and not is_on_cpu and model.batch_size is None:
         batch = max(batch, min(num_ctx, MAX_FILL_IN_TOKENS))
     if embeds:
         batch = ubatch = max(batch, min(num_ctx, MAX_EMBEDDING_TOKENS))

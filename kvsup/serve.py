@@ -33,8 +33,8 @@ from kvsup.runtime.paths import LLAMA_CONFIG
 logger = logging.getLogger("kvsup")
 
 _BACKLOG = 2048
-_HEAD = re.compile(rb"[A-Z]+ [^\r\n]+ HTTP/1\.1\r\n.*?\r\n\r\n", re.DOTALL)
-_OFFER = re.compile(rb"(\r\n)upgrade:(?=[ \t]*h2c\b)", re.IGNORECASE)
+_MAX_HEAD_BYTES = 64 << 10
+_OFFER = re.compile(rb"(\r\n)upgrade:", re.IGNORECASE)
 _OPEN = (
     "other machines can reach {host}, and there are no API keys; set api_keys in kvsup.toml, "
     "listen on 127.0.0.1, or start with --insecure"
@@ -57,15 +57,34 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, but for offers of HTTP/2, which cost a request its body there (0.54).
+    """uvicorn's protocol, but for offers of another one, which cost a request its body (0.54).
 
-    Java's own HTTP client makes one with its first request; Go, and so Ollama, ignores it.
+    Java's own HTTP client offers HTTP/2 with its first request; Go, and so Ollama, ignores it.
     """
 
+    _head = b""
+    _is_in_message = False
+
+    def on_message_begin(self) -> None:
+        """Note that a head is read; called by the parser."""
+        self._is_in_message = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """Note that the next bytes are a head; called by the parser."""
+        self._is_in_message = False
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
-        """Read what came, a request's offer under a name that nobody knows."""
-        if b"h2c" in data and (head := _HEAD.match(data)):
-            data = _OFFER.sub(rb"\1x-offered:", head[0]) + data[head.end() :]
+        """Read what came: a head as a whole, its offer under a name that nobody knows."""
+        if not self._is_in_message:
+            data, self._head = self._head + data, b""
+            end = data.find(b"\r\n\r\n")
+            if end < 0 and len(data) < _MAX_HEAD_BYTES:
+                self._head = data
+                return
+            if b"pgrade:" in data[:end]:
+                data = _OFFER.sub(rb"\1x-offered:", data[:end]) + data[end:]
         super().data_received(data)
 
 

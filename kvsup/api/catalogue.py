@@ -15,7 +15,7 @@ from kvsup.api.exchange import NDJSON, Exchange
 from kvsup.api.naming import not_found_as
 from kvsup.errors import ConfigError, ModelNotFound, RequestError, Unsupported
 from kvsup.ollama import catalog
-from kvsup.ollama.names import quoted, valid_name
+from kvsup.ollama.names import quoted, valid_name, without_source
 from kvsup.ollama.ndjson import encode
 from kvsup.ollama.requests import decode_copy, decode_named
 from kvsup.plan import Plan
@@ -61,7 +61,7 @@ class CatalogueHandlers:
         """Answer ``POST /api/copy``: a further file that serves the same weights."""
         request = decode_copy(exchange.body)
         for part, name in (("source", request.source), ("destination", request.destination)):
-            if not valid_name(name):
+            if not valid_name(name) or without_source(name) != name:
                 raise RequestError(f"{part} {quoted(name)} is invalid")
         async with self._changed():
             with not_found_as(f"model {quoted(request.source)} not found"):

@@ -59,10 +59,17 @@ class Exchange:
         """Send the last piece of the body."""
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
-    async def answer(self, data: bytes, *, status: int = 200, content_type: bytes = JSON) -> None:
+    async def answer(
+        self,
+        data: bytes,
+        *,
+        status: int = 200,
+        content_type: bytes = JSON,
+        headers: Iterable[Header] = (),
+    ) -> None:
         """Send a whole answer."""
         length = (b"content-length", str(len(data)).encode())
-        await self.start(content_type, status=status, headers=[length])
+        await self.start(content_type, status=status, headers=[length, *headers])
         await self.end(data)
 
     async def answer_empty(self, *, status: int = 200) -> None:

@@ -185,6 +185,7 @@ class GenerateJob(Job[GenerateRequest]):
         if any(t < 0 or (n_vocab is not None and t >= n_vocab) for t in request.context):
             raise RequestError(f"context holds a token that {request.model} does not have")
         self._model = plan.model
+        self._prompt = ""
         self._built()
 
     async def call(self, instance: Instance) -> LlamaCall:
@@ -194,6 +195,9 @@ class GenerateJob(Job[GenerateRequest]):
         call = self._built()
         if self._template is not None:
             prompt = self._rendered(self._template)
+        elif request.suffix:
+            tokens = await prompting.fill_in(instance, request.prompt, request.suffix)
+            return self._completion(tokens)
         elif request.context and call.path == CHAT_PATH:
             prompt = await prompting.render(instance, call)
         elif request.raw and request.images:
@@ -202,6 +206,7 @@ class GenerateJob(Job[GenerateRequest]):
             return call
         if request.context:
             prompt = await prompting.detokenize(instance, request.context) + prompt
+        self._prompt = prompt
         if not request.images:
             return self._completion(prompt)
         marker = await prompting.media_marker(instance)
@@ -214,9 +219,13 @@ class GenerateJob(Job[GenerateRequest]):
             return None
         if request.shift is False:
             raise RequestError(TOO_LONG)
-        tokens = await prompting.tokenize(
-            instance, await prompt_of(instance, call), add_special=True
-        )
+        if request.suffix and self._template is None:
+            room = instance.plan.model.num_ctx // 2
+            return self._completion(
+                await prompting.fill_in(instance, request.prompt, request.suffix, room=room)
+            )
+        self._prompt = await prompt_of(instance, call)
+        tokens = await prompting.tokenize(instance, self._prompt, add_special=True)
         kept = cut_tokens(
             tokens,
             n_ctx=instance.plan.model.num_ctx,
@@ -240,8 +249,7 @@ class GenerateJob(Job[GenerateRequest]):
             return None
         tags = self._template.thinking_tags if self._template is not None else ("", "")
         opening, closing = tags if all(tags) else (OPENING, CLOSING)
-        prompt = call.body["prompt"]
-        return ThoughtSplitter(opening, closing, prompt=prompt if isinstance(prompt, str) else "")
+        return ThoughtSplitter(opening, closing, prompt=self._prompt)
 
     @property
     def n_images(self) -> int:
@@ -250,7 +258,7 @@ class GenerateJob(Job[GenerateRequest]):
 
     async def context(self, instance: Instance, call: LlamaCall, text: str) -> Sequence[int]:
         """Return the tokens of prompt and answer; none if raw, or if they cannot be asked for."""
-        if self.request.raw or call.path == to_llama.INFILL_PATH:
+        if self.request.raw or self.request.suffix:
             return ()
         try:
             whole = await prompt_of(instance, call) + text

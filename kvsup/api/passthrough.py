@@ -25,8 +25,8 @@ from kvsup.mending import Mend, Prepared
 from kvsup.ollama import catalog
 from kvsup.ollama.names import full_name
 from kvsup.ollama.options import given_fields
+from kvsup.openai import forms, transcriptions
 from kvsup.openai import requests as openai_requests
-from kvsup.openai import transcriptions
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.upstream import Response
@@ -35,6 +35,8 @@ _UPSTREAM = "/upstream/"
 
 _FORWARDED = frozenset({b"content-type", b"accept", b"anthropic-version", b"anthropic-beta"})
 """Request headers that go on; others are the hop's own, steer the engine, or are secret."""
+
+_EMBEDDING = ("/v1/embeddings", "/embeddings", "/embedding")
 
 _SLOTLESS = ("/tokenize", "/detokenize", "/apply-template", "/count_tokens", "/input_tokens")
 """Ends of paths whose requests take no slot."""
@@ -117,21 +119,23 @@ class PassthroughHandlers:
         path = _raw_path(exchange)
         path = _CANONICAL.get(path, path)
         content_type = exchange.request.headers.get("content-type", "")
-        is_form = content_type.startswith("multipart/form-data")
+        is_form = forms.is_form(content_type)
         wishes = read_wishes(exchange.body, exchange.request.headers)
         name = self._name(wishes.model, is_native=dialect is NATIVE_DIALECT)
         body, prepare = exchange.body, _prepare_native if is_form else dialect.prepare
         prepared = prepare(path, body)
         if prepared.instead is not None:
             path, body = prepared.instead.path, prepared.instead.body
-        _check_can(path, self._fleet.instance(name).plan, wishes)
+        plan = self._fleet.instance(name).plan
+        _check_can(path, plan, wishes)
+        slots = min(wishes.n_answers, plan.model.num_parallel)
         async with leased(
             exchange,
             self._fleet,
             name,
             asked=wishes.asked,
             keep_alive_s=wishes.keep_alive_s,
-            slots=0 if path.endswith(_SLOTLESS) else 1,
+            slots=0 if path.endswith(_SLOTLESS) else slots,
         ) as instance:
             if is_form:
                 steered = _steer_form(body, content_type)
@@ -149,7 +153,7 @@ class PassthroughHandlers:
                 make_answer=lambda response: _Passed(
                     response,
                     None if steered is None else steered.make_answer(),
-                    prepared.make_mend(instance.plan.model.num_ctx) if prepared.make_mend else None,
+                    prepared.make_mend(instance.plan.slot_tokens) if prepared.make_mend else None,
                 ),
             )
 
@@ -207,6 +211,10 @@ def _check_can(path: str, plan: Plan, wishes: Wishes) -> None:
         raise RequestError(f"{full_name(wishes.model or plan.name)} does not support tools")
     if path.endswith("/audio/transcriptions") and "audio" not in can:
         raise RequestError(f'"{wishes.model}" does not support audio')
+    if path in _EMBEDDING and "embedding" not in can:
+        raise RequestError(
+            f'"{wishes.model}" does not support embeddings; set embedding = "on" in its file'
+        )
 
 
 def _steer_form(body: bytes, content_type: str) -> Steered | None:

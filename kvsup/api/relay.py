@@ -143,7 +143,9 @@ async def copy(
     if exchange.is_started:
         await exchange.end(rest)
     else:
-        await exchange.answer(rest, status=status, content_type=answer.content_type)
+        await exchange.answer(
+            rest, status=status, content_type=answer.content_type, headers=answer.headers
+        )
 
 
 def _engine_error(status: int, body: bytes) -> EngineError:

@@ -13,7 +13,7 @@ import msgspec
 from kvsup.errors import RequestError
 from kvsup.fitting import Asked
 from kvsup.ollama.options import OptionTypeError, checked, load_time_options
-from kvsup.openai.forms import text_fields
+from kvsup.openai import forms
 from kvsup.units import parse_duration_setting
 
 KEEP_ALIVE = "x-kvsup-keep-alive"
@@ -32,6 +32,8 @@ class Wishes:
     keep_alive_s: float | None
     has_tools: bool = False
     """Whether it offers the model tools."""
+    n_answers: int = 1
+    """How many answers to one prompt: llama-server starts on them with as many slots free."""
 
 
 class _Body(msgspec.Struct):
@@ -40,6 +42,8 @@ class _Body(msgspec.Struct):
     options: dict[str, Any] | None = None
     kv_cache_type: str | None = None
     tools: msgspec.Raw = msgspec.Raw(b"[]")
+    n: Any = None
+    n_cmpl: Any = None
 
 
 _NO_TOOLS = (b"[]", b"null")
@@ -56,7 +60,7 @@ def read_wishes(body: bytes, headers: Mapping[str, str]) -> Wishes:
     """
     content_type = headers.get("content-type", "")
     try:
-        if content_type.startswith("multipart/form-data"):
+        if forms.is_form(content_type):
             own = _Body(model=_form_model(body, content_type))
         else:
             own = _body(body)
@@ -71,6 +75,7 @@ def read_wishes(body: bytes, headers: Mapping[str, str]) -> Wishes:
             model=own.model,
             asked=Asked(**load_time_options(given)),
             options=checked(given),
+            n_answers=_n_answers(own.n_cmpl or own.n),
             has_tools=b"".join(bytes(own.tools).split()) not in _NO_TOOLS,
             keep_alive_s=None if keep_alive is None else parse_duration_setting(keep_alive),
         )
@@ -89,5 +94,9 @@ def _header_options(headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _form_model(form: bytes, content_type: str) -> str | None:
-    fields = text_fields(form, content_type)
+    fields = forms.text_fields(form, content_type)
     return form[fields["model"]].decode().strip() if "model" in fields else None
+
+
+def _n_answers(asked: object) -> int:
+    return max(1, int(asked)) if isinstance(asked, (int, float)) and asked == asked // 1 else 1

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from kvsup.errors import RequestError
 
 _FLOAT32_MAX = 3.4e38
+_INT32_MAX = 2**31 - 1
+"""llama-server reads larger numbers as others (b11434)."""
 
 Kind = Literal["integer", "float32", "boolean", "array", "string"]
 
@@ -175,4 +177,4 @@ def _typed(name: str, value: object) -> object:
         or not abs(value) <= _FLOAT32_MAX
     ):
         raise OptionTypeError(f"option {quoted} must be of type {kind}")
-    return int(value) if kind == "integer" else float(value)
+    return max(-_INT32_MAX, min(int(value), _INT32_MAX)) if kind == "integer" else float(value)

@@ -17,7 +17,6 @@ from kvsup.ollama.requests import ChatRequest, GenerateRequest, InvalidFormat, M
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETION_PATH = "/completion"
-INFILL_PATH = "/infill"
 
 Turn = dict[str, object]
 """One message in OpenAI's shape."""
@@ -75,8 +74,6 @@ def generate_body(
 ) -> LlamaCall:
     """Return the call that answers a prompt: as a chat of one turn, or as it is if ``raw``.
 
-    With a ``suffix`` what stands between is filled in, by the tokens that the model has for it.
-
     Raises:
         OptionTypeError: an option has the wrong type.
         InvalidFormat: ``format`` is neither ``"json"`` nor a schema.
@@ -84,10 +81,6 @@ def generate_body(
     sampling = _completion_sampling(request, options, num_ctx)
     if request.raw:
         return LlamaCall(COMPLETION_PATH, _completion(request, model, request.prompt, sampling))
-    if request.suffix:
-        body = _completion(request, model, "", sampling)
-        parts = {"input_prefix": request.prompt, "input_suffix": request.suffix}
-        return LlamaCall(INFILL_PATH, {**body, **parts})
     messages = generate_messages(request, system)
     return LlamaCall(CHAT_PATH, _chat(request, model, messages, sampling))
 

@@ -17,6 +17,11 @@ _DISPOSITION = re.compile(r"\r\ncontent-disposition:[ \t]*form-data(;[^\r\n]*)",
 _PARAMETER = re.compile(r""";\s*([^\s=;"]+)\s*=\s*((?:"[^"]*"|[^";])*)""")
 
 
+def is_form(content_type: str) -> bool:
+    """Say whether a body of this type is a form; case does not count (RFC 9110, 8.3.1)."""
+    return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+
+
 def text_fields(form: bytes, content_type: str) -> dict[str, slice]:
     """Return where in ``form`` the content of each text field stands, by the field's name.
 

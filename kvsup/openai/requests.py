@@ -182,7 +182,18 @@ def _read(decode: Callable[[Any], T], raw: bytes | msgspec.Raw, at: str = "") ->
         raise RequestError(f"We could not parse the JSON body of your request: {error}") from error
     if isinstance(found, Fault):
         raise wrong(found)
+    if isinstance(found, _Sampling) and isinstance(found.logit_bias, dict):
+        _check_bias(found.logit_bias)
     return found
+
+
+def _check_bias(biases: Json) -> None:
+    """OpenAI's bounds; numbers far beyond make llama-server abort with a grammar (b11434)."""
+    for bias in biases.values():
+        if isinstance(bias, (int, float)) and not -100 <= bias <= 100:
+            raise RequestError(
+                f"Invalid value for 'logit_bias': got {bias}, but numbers go from -100 to 100."
+            )
 
 
 def _prepare_chat(request: _Chat) -> Prepared:

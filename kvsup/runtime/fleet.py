@@ -216,14 +216,17 @@ class Fleet:
         self._stop_superseded()
         claimed: set[str] = set()
         waiting: set[str] = set()
+        held: set[str] = set()
         for ticket in list(self._queue):
             if ticket.settled.is_set():
                 continue
             if refusal := self._refusal(ticket):
                 self._refuse(ticket, refusal)
             elif ticket.instance.key in self._resident:
-                if ticket.instance.key not in claimed or not ticket.slots:
+                if ticket.instance.key not in claimed | held or not ticket.slots:
                     self._grant_if_open(ticket)
+                if ticket.slots > 1 and not ticket.settled.is_set():
+                    held.add(ticket.instance.key)  # who wants one slot would always be quicker
             elif ticket.instance.key not in waiting:
                 claimed |= self._admit(ticket)
                 if not ticket.settled.is_set():
@@ -274,7 +277,7 @@ class Fleet:
                 return {key for key in blockers if not self._is_protected(self._resident[key])}
             case Refuse(reason=reason):
                 text = f"{instance.plan.name} {reason}"
-                if instance is not self.instance(ticket.name):
+                if any(_supersedes(instance, other) for other in self._resident.values()):
                     text += (
                         '; on_bigger_request = "clamp" serves what asks for more with what is there'
                     )

@@ -1,6 +1,7 @@
 """Anthropic's own Python package on ``/v1/messages``."""
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -28,8 +29,10 @@ from tests.clients.asking import (
     assert_becomes_idle,
     in_flight,
 )
+from tests.clients.models import client_models
+from tests.conftest import StartKvsup
 from tests.running import RunningKvsup
-from tests.tiny import AFTER_CALLS, AFTER_THOUGHT, THOUGHT
+from tests.tiny import AFTER_CALLS, AFTER_THOUGHT, THOUGHT, TinyModels
 
 MESSAGES: list[MessageParam] = [{"role": "user", "content": QUESTION}]
 GREEDY: dict[str, Any] = {
@@ -204,6 +207,24 @@ def test_leaving_a_stream_frees_the_slot(kvsup: RunningKvsup, client: anthropic.
 
     assert busy == 1
     assert_becomes_idle(kvsup)
+
+
+def test_full_queue_raises_overloaded(
+    start_kvsup: StartKvsup, tiny: TinyModels, smollm2: Path
+) -> None:
+    """The class after which the package by itself would try again."""
+    endless = client_models(tiny, smollm2)[ENDLESS] + "num_parallel = 1\n"
+    kvsup = start_kvsup({ENDLESS: endless}, host="max_queue = 0\n")
+
+    with (
+        anthropic.Anthropic(base_url=kvsup.url, api_key="none", max_retries=0) as client,
+        client.messages.stream(**ENDLESS_CALL) as stream,
+    ):
+        next(iter(stream.text_stream))
+        with pytest.raises(anthropic.OverloadedError, match="server busy") as raised:
+            client.messages.create(**ENDLESS_CALL)
+
+    assert raised.value.type == "overloaded_error"
 
 
 def test_options_of_the_model_hold_where_the_request_has_none(

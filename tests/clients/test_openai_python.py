@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -33,8 +34,10 @@ from tests.clients.asking import (
     assert_becomes_idle,
     in_flight,
 )
+from tests.clients.models import client_models
+from tests.conftest import StartKvsup
 from tests.running import RunningKvsup
-from tests.tiny import AFTER_CALLS, AFTER_THOUGHT, ANSWER, THOUGHT
+from tests.tiny import AFTER_CALLS, AFTER_THOUGHT, ANSWER, THOUGHT, TinyModels
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 WEATHER_MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": WEATHER_QUESTION}]
@@ -247,6 +250,25 @@ def test_leaving_a_stream_frees_the_slot(kvsup: RunningKvsup, client: openai.Ope
 
     assert busy == 1
     assert_becomes_idle(kvsup)
+
+
+def test_full_queue_raises_rate_limit(
+    start_kvsup: StartKvsup, tiny: TinyModels, smollm2: Path
+) -> None:
+    """The class after which the package by itself would try again."""
+    endless = client_models(tiny, smollm2)[ENDLESS] + "num_parallel = 1\n"
+    kvsup = start_kvsup({ENDLESS: endless}, host="max_queue = 0\n")
+    call: dict[str, Any] = {"model": ENDLESS, "messages": MESSAGES, "max_tokens": ENDLESS_TOKENS}
+
+    with (
+        openai.OpenAI(base_url=f"{kvsup.url}/v1", api_key="none", max_retries=0) as client,
+        client.chat.completions.create(**call, stream=True) as stream,
+    ):
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError, match="server busy") as raised:
+            client.chat.completions.create(**call)
+
+    assert raised.value.type == "rate_limit_error"
 
 
 def test_tool_call_has_arguments_as_text_and_takes_a_result(client: openai.OpenAI) -> None:

@@ -54,7 +54,8 @@ def full(kvsup: RunningKvsup) -> Iterator[RunningKvsup]:
     """Return it while an answer without end holds the slot."""
     body = {"model": "m", "prompt": "Hi", "stream": True}
     with kvsup.client.stream("POST", "/v1/completions", json=body) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # dropped, it would close the connection
+        next(lines)
         yield kvsup
     eventually(lambda: kvsup.models()["m"]["in_flight"] == 0)
 

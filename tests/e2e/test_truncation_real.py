@@ -24,6 +24,11 @@ TOO_LONG = (
     "prompt, adjust the context length in settings, or use a model with a longer context length"
 )
 
+ALTERNATING = (
+    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ message.content }}{% endfor %}"
+)
+
 ECHO = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
@@ -33,7 +38,9 @@ def kvsup(
 ) -> Iterator[RunningKvsup]:
     """Return one running kvsup for this file and each build."""
     model = tiny.scripted("echo", ["Yes", "."], template=ECHO)
+    alternating = tiny.scripted("alternating", ["Yes", "."], template=ALTERNATING)
     models = {
+        "alternating": f'model = "{alternating}"\nnum_ctx = {N_CTX}\nthreads = 1\n',
         "echo": f'model = "{model}"\nnum_ctx = {N_CTX}\nthreads = 1\n',
         "plain": f'model = "{tiny.plain()}"\nnum_ctx = {N_CTX}\nthreads = 1\n',
     }
@@ -68,13 +75,22 @@ def _said(*roles: str) -> list[str]:
 
 
 def test_chat_too_long_loses_its_oldest_messages_until_it_fits(kvsup: RunningKvsup) -> None:
-    """Only as many as need be, and not the system text nor the last message."""
+    """Only as many turns as need be, and not the system text nor the last message."""
     turns = _said("user", "assistant", "user", "assistant", "user")
 
     answer = _chat(kvsup, "system:S", *turns, "user:last")
 
     assert answer.json()["message"]["content"] == "Yes."
-    assert _seen(answer) == len("S") + 2 * len(f"4{TURN}") + len("last")
+    assert _seen(answer) == len("S") + len(f"4{TURN}") + len("last")
+
+
+def test_chat_too_long_fits_a_template_whose_turns_alternate(kvsup: RunningKvsup) -> None:
+    """Such a template raises an error where the first message is not the user's."""
+    turns = _said("user", "assistant", "user", "assistant", "user", "assistant")
+
+    answer = _chat(kvsup, *turns, "user:last", model="alternating")
+
+    assert _seen(answer) == 2 * len(f"4{TURN}") + len("last")
 
 
 def test_chat_too_long_keeps_system_messages_wherever_they_stand(kvsup: RunningKvsup) -> None:

@@ -222,15 +222,6 @@ def test_generate_num_predict_zero_is_no_limit(raw: object) -> None:
     assert _chat(options={"num_predict": 0}).body["n_predict"] == 0
 
 
-def test_generate_suffix_is_filled_in_by_the_models_own_tokens() -> None:
-    """``/infill`` puts prefix and suffix around what the model writes."""
-    call = _generate(suffix="after")
-
-    assert call.path == "/infill"
-    assert (call.body["input_prefix"], call.body["input_suffix"]) == ("hi", "after")
-    assert (call.body["prompt"], call.body["stream"]) == ("", True)
-
-
 def test_completion_goes_on_after_the_prompt_that_is_given() -> None:
     """It replaces the request's own prompt; the options are the request's and the model's."""
     request = decode_generate(b'{"prompt": "hi", "options": {"seed": 3}}')

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsup.ollama.truncation import cut_tokens, n_droppable, without_oldest
+from kvsup.ollama.truncation import (
+    cut_around,
+    cut_tokens,
+    n_droppable,
+    turn_cuts,
+    without_oldest,
+)
 
 SYSTEM: dict[str, object] = {"role": "system", "content": "s"}
 roles = st.lists(st.sampled_from(["system", "user", "assistant", "tool"]), max_size=8)
@@ -29,6 +35,34 @@ def test_oldest_go_one_by_one_and_system_and_last_stay(count: int, kept: str) ->
     messages = said("system", "user", "assistant", "user", "user")
 
     assert contents(without_oldest(messages, count)) == kept
+
+
+@pytest.mark.parametrize(
+    ("roles_", "cuts"),
+    [
+        ("user assistant user assistant user", [2, 4]),
+        ("system user assistant user", [2]),
+        ("user assistant tool assistant user", [4]),
+        ("user user user", [1, 2]),
+        ("assistant assistant assistant", [2]),
+        ("user", []),
+    ],
+)
+def test_turns_that_may_go_leave_a_users_message_first(roles_: str, cuts: list[int]) -> None:
+    """Or only what stays in any case."""
+    assert turn_cuts(said(*roles_.split())) == cuts
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 60))
+def test_cut_around_a_gap_keeps_what_is_next_to_it(before: int, behind: int, room: int) -> None:
+    """As much of both sides as there is room for."""
+    prefix, suffix = list(range(before)), list(range(100, 100 + behind))
+
+    end, start = cut_around(prefix, suffix, room=room)
+
+    assert len(end) + len(start) == min(room, before + behind)
+    assert list(end) == prefix[before - len(end) :]
+    assert list(start) == suffix[: len(start)]
 
 
 def test_oldest_skips_a_system_message_in_the_middle() -> None:
