@@ -63,7 +63,7 @@ def read_wishes(body: bytes, headers: Mapping[str, str]) -> Wishes:
         if forms.is_form(content_type):
             own = _Body(model=_form_model(body, content_type))
         else:
-            own = _body(body)
+            own = _body(_utf8(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"invalid request: {error}") from error
     given = {**_header_options(headers), **(own.options or {})}
@@ -96,6 +96,13 @@ def _header_options(headers: Mapping[str, str]) -> dict[str, Any]:
 def _form_model(form: bytes, content_type: str) -> str | None:
     fields = forms.text_fields(form, content_type)
     return form[fields["model"]].decode().strip() if "model" in fields else None
+
+
+def _utf8(body: bytes) -> bytes:
+    """Return ``body``; msgspec does not look at texts that it skips, and others would stumble."""
+    if not body.isascii():
+        body.decode()
+    return body
 
 
 def _n_answers(asked: object) -> int:

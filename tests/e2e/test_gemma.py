@@ -227,13 +227,13 @@ def test_chat_streams_as_many_tokens_as_were_asked_for(kvsup: RunningKvsup) -> N
     assert last["prompt_eval_count"] == whole["prompt_eval_count"] == 14
 
 
-def test_chat_longer_than_the_context_loses_its_oldest_messages(kvsup: RunningKvsup) -> None:
+def test_chat_longer_than_the_context_loses_its_oldest_turn(kvsup: RunningKvsup) -> None:
     """The system message stays in front, and what is left is prompted as if it were all."""
     system = [{"role": "system", "content": "Count."}]
     talk = _said(COUNTING, "yes", TEN, "no", TEN)
 
     cut = _post(kvsup, "/api/chat", model="turns", messages=system + talk, options=GREEDY)
-    rest = _post(kvsup, "/api/chat", model="turns", messages=system + talk[1:], options=GREEDY)
+    rest = _post(kvsup, "/api/chat", model="turns", messages=system + talk[2:], options=GREEDY)
 
     assert cut["prompt_eval_count"] == rest["prompt_eval_count"] < 256
     assert cut["eval_count"] == 8

@@ -213,7 +213,7 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @given(requests())
-@settings(quick, max_examples=1500)
+@settings(quick, max_examples=500)
 def test_request_of_any_kind_goes_on_as_json_or_is_refused_in_words(
     request: tuple[str, bytes],
 ) -> None:
