@@ -125,6 +125,7 @@ class Supervisor:
                 loop="none",
                 http=_Protocol,
                 ws="none",
+                proxy_headers=False,  # who calls is told by the socket alone
                 lifespan="off",
                 log_config=None,
                 access_log=False,

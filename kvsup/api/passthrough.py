@@ -8,7 +8,7 @@ mended. Streams of chats and completions stay the bytes that llama-server sent.
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -27,6 +27,7 @@ from kvsup.ollama.names import full_name
 from kvsup.ollama.options import given_fields
 from kvsup.openai import forms, transcriptions
 from kvsup.openai import requests as openai_requests
+from kvsup.openai.addresses import names_an_address
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.upstream import Response
@@ -35,6 +36,16 @@ _UPSTREAM = "/upstream/"
 
 _FORWARDED = frozenset({b"content-type", b"accept", b"anthropic-version", b"anthropic-beta"})
 """Request headers that go on; others are the hop's own, steer the engine, or are secret."""
+
+_NO_ADDRESSES = "image URLs are not currently supported, please use base64 encoded data instead"
+"""Ollama's text (openai/openai.go, 2026-08)."""
+
+_GENERATING = frozenset(
+    {
+        "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/completion",
+        "/completions", "/infill",
+    }
+)  # fmt: skip
 
 _EMBEDDING = ("/v1/embeddings", "/embeddings", "/embedding")
 
@@ -116,7 +127,7 @@ class PassthroughHandlers:
                 await copy(exchange, response, _Passed(response, mended), status=response.status)
 
     async def _pass(self, exchange: Exchange, dialect: Dialect) -> None:
-        path = _raw_path(exchange)
+        path: str = exchange.request.scope["path"]
         path = _CANONICAL.get(path, path)
         content_type = exchange.request.headers.get("content-type", "")
         is_form = forms.is_form(content_type)
@@ -128,6 +139,8 @@ class PassthroughHandlers:
             path, body = prepared.instead.path, prepared.instead.body
         plan = self._fleet.instance(name).plan
         _check_can(path, plan, wishes)
+        if not is_form and names_an_address(body):
+            raise RequestError(_NO_ADDRESSES)
         slots = min(wishes.n_answers, plan.model.num_parallel)
         async with leased(
             exchange,
@@ -147,7 +160,7 @@ class PassthroughHandlers:
             await relay(
                 exchange,
                 instance,
-                path=path,
+                path=quote(path),
                 body=body if steered is None else steered.body,
                 content_type=content_type.encode("latin-1") if is_form else JSON,
                 make_answer=lambda response: _Passed(
@@ -211,6 +224,8 @@ def _check_can(path: str, plan: Plan, wishes: Wishes) -> None:
         raise RequestError(f"{full_name(wishes.model or plan.name)} does not support tools")
     if path.endswith("/audio/transcriptions") and "audio" not in can:
         raise RequestError(f'"{wishes.model}" does not support audio')
+    if path in _GENERATING and "completion" not in can:
+        raise RequestError(f'"{wishes.model}" does not support chat')
     if path in _EMBEDDING and "embedding" not in can:
         raise RequestError(
             f'"{wishes.model}" does not support embeddings; set embedding = "on" in its file'

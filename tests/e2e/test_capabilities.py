@@ -31,6 +31,7 @@ def kvsup(
     """Return one running kvsup for this file and each build."""
     models = {
         "plain": f'model = "{tiny.plain()}"\nnum_ctx = 512\nthreads = 1\n',
+        "vectors": f'model = "{tiny.embedding()}"\nthreads = 1\n',
         "coder": f'model = "{tiny.fill_in()}"\nnum_ctx = 2048\nthreads = 1\n',
     }
     folder = tmp_path_factory.mktemp("capabilities") / "kvsup"
@@ -55,3 +56,34 @@ def test_suffix_of_some_length_is_seen_in_full(kvsup: RunningKvsup) -> None:
     answer = kvsup.client.post("/api/generate", json=body).raise_for_status().json()
 
     assert answer["prompt_eval_count"] > 950
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/chat/completions", {"messages": HI}),
+        ("/v1/responses", {"input": "Hi"}),
+        ("/v1/messages", {"messages": HI, "max_tokens": 9}),
+        ("/completion", {"prompt": "Hi"}),
+    ],
+)
+def test_text_of_a_model_for_vectors_is_400(
+    kvsup: RunningKvsup, path: str, more: dict[str, Any]
+) -> None:
+    """llama-server answers 500."""
+    answer = kvsup.client.post(path, json={"model": "vectors", **more})
+
+    assert answer.status_code == 400
+    assert "does not support chat" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/%63ompletions"])
+def test_image_by_address_is_400_and_not_fetched(kvsup: RunningKvsup, path: str) -> None:
+    """However the path is spelled."""
+    image = {"type": "image_url", "image_url": {"url": f"{kvsup.url}/api/version"}}
+    body = {"model": "plain", "messages": [{"role": "user", "content": [image]}]}
+
+    answer = kvsup.client.post(path, json=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("image URLs are not currently supported")
