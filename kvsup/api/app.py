@@ -26,6 +26,7 @@ from kvsup.api.generation import GenerationHandlers
 from kvsup.api.guard import Guard
 from kvsup.api.passthrough import (
     ANTHROPIC_DIALECT,
+    CANONICAL,
     NATIVE_DIALECT,
     OPENAI_DIALECT,
     Dialect,
@@ -45,9 +46,6 @@ _NATIVE_PATHS = (
     "/detokenize", "/apply-template", "/rerank", "/reranking",
 )  # fmt: skip
 """llama-server's own (tools/server/server.cpp, b11434)."""
-
-_OPENAI_PATHS = ("/chat/completions", "/responses", "/audio/transcriptions")
-"""OpenAI's, for clients whose base URL lacks ``/v1``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +132,7 @@ def _routes(fleet: Fleet, store: Store, *, max_body_bytes: int) -> list[BaseRout
         passed("/v1/messages", ANTHROPIC_DIALECT),
         passed("/v1/messages/count_tokens", ANTHROPIC_DIALECT),
         passed("/v1/{path:path}", OPENAI_DIALECT),
-        *(passed(path, OPENAI_DIALECT) for path in _OPENAI_PATHS),
+        *(passed(path, OPENAI_DIALECT) for path in CANONICAL),
         *(passed(path, NATIVE_DIALECT) for path in _NATIVE_PATHS),
         serve("/models", router.models, _GET, OPENAI),
         serve("/models/load", router.load, shape=OPENAI),

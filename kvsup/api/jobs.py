@@ -71,6 +71,8 @@ class Job(Generic[R]):
 
     def __init__(self, request: R) -> None:
         self.request: R = request
+        self._model: ModelConfig | None = None
+        self._call: LlamaCall | None = None
 
     def check(self, plan: Plan) -> None:
         """Raise ``RequestError`` if ``plan``'s model cannot do it, or the request is wrong."""
@@ -82,6 +84,15 @@ class Job(Generic[R]):
         gate(self.request, can)
         think = gates.thinks(self.request.think, can, plan.model.reasoning)
         self.request = msgspec.structs.replace(self.request, think=think)
+
+    def _built(self, model: ModelConfig) -> LlamaCall:
+        """Return the call under the settings of ``model``; built once where they stay the same."""
+        if self._call is None or model is not self._model:
+            self._model, self._call = model, self._build(model)
+        return self._call
+
+    def _build(self, model: ModelConfig) -> LlamaCall:
+        raise NotImplementedError
 
     async def call(self, instance: Instance) -> LlamaCall:
         """Return what to post to the leased ``instance``."""
@@ -143,7 +154,7 @@ class ChatJob(Job[ChatRequest]):
         """Return the chat as it is."""
         return self._built(instance.plan.model)
 
-    def _built(self, model: ModelConfig) -> LlamaCall:
+    def _build(self, model: ModelConfig) -> LlamaCall:
         return to_llama.chat_body(
             self.request,
             model=model.name,
@@ -184,20 +195,19 @@ class GenerateJob(Job[GenerateRequest]):
         n_vocab = tokens.length if isinstance(tokens, Array) else None
         if any(t < 0 or (n_vocab is not None and t >= n_vocab) for t in request.context):
             raise RequestError(f"context holds a token that {request.model} does not have")
-        self._model = plan.model
         self._prompt = ""
-        self._built()
+        self._built(plan.model)
 
     async def call(self, instance: Instance) -> LlamaCall:
         """Return the call, with the prompt rendered here if the request brings its own way."""
         request = self.request
-        self._model = instance.plan.model
-        call = self._built()
+        model = instance.plan.model
+        call = self._built(model)
         if self._template is not None:
-            prompt = self._rendered(self._template)
+            prompt = self._rendered(self._template, model)
         elif request.suffix:
             tokens = await prompting.fill_in(instance, request.prompt, request.suffix)
-            return self._completion(tokens)
+            return self._completion(tokens, model)
         elif request.context and call.path == CHAT_PATH:
             prompt = await prompting.render(instance, call)
         elif request.raw and request.images:
@@ -208,9 +218,9 @@ class GenerateJob(Job[GenerateRequest]):
             prompt = await prompting.detokenize(instance, request.context) + prompt
         self._prompt = prompt
         if not request.images:
-            return self._completion(prompt)
+            return self._completion(prompt, model)
         marker = await prompting.media_marker(instance)
-        return self._completion(to_llama.with_media(prompt, request.images, marker=marker))
+        return self._completion(to_llama.with_media(prompt, request.images, marker=marker), model)
 
     async def shorter(self, instance: Instance, call: LlamaCall) -> LlamaCall | None:
         """Keep the first tokens and the last ones."""
@@ -219,19 +229,19 @@ class GenerateJob(Job[GenerateRequest]):
             return None
         if request.shift is False:
             raise RequestError(TOO_LONG)
+        model = instance.plan.model
         if request.suffix and self._template is None:
-            room = instance.plan.model.num_ctx // 2
-            return self._completion(
-                await prompting.fill_in(instance, request.prompt, request.suffix, room=room)
-            )
+            room = model.num_ctx // 2
+            around = await prompting.fill_in(instance, request.prompt, request.suffix, room=room)
+            return self._completion(around, model)
         self._prompt = await prompt_of(instance, call)
         tokens = await prompting.tokenize(instance, self._prompt, add_special=True)
         kept = cut_tokens(
             tokens,
-            n_ctx=instance.plan.model.num_ctx,
+            n_ctx=model.num_ctx,
             n_keep=int(call.body.get("n_keep", 0)),  # type: ignore[call-overload]  # options are typed
         )
-        return self._completion(kept)
+        return self._completion(kept, model)
 
     def replies(self, call: LlamaCall) -> Replies:
         """Return what writes a text."""
@@ -268,8 +278,7 @@ class GenerateJob(Job[GenerateRequest]):
         except KvsupError:  # the answer is there; if it is not complete, that is told anyway
             return ()
 
-    def _built(self) -> LlamaCall:
-        model = self._model
+    def _build(self, model: ModelConfig) -> LlamaCall:
         return to_llama.generate_body(
             self.request,
             model=model.name,
@@ -278,23 +287,23 @@ class GenerateJob(Job[GenerateRequest]):
             num_ctx=model.num_ctx,
         )
 
-    def _rendered(self, template: PromptTemplate) -> str:
+    def _rendered(self, template: PromptTemplate, model: ModelConfig) -> str:
         request, today = self.request, datetime.now().astimezone().date()
         if request.suffix:
             return template.fill(request.prompt, request.suffix, think=request.think, today=today)
-        system = request.system or self._model.system
+        system = request.system or model.system
         messages = [Message(role="system", content=system)] if system else []
         messages.append(Message(role="user", content=request.prompt, images=request.images))
         tagged, _ = tag_images(messages)
         return template.render(tagged, tools=(), think=request.think, today=today)
 
-    def _completion(self, prompt: to_llama.Prompt) -> LlamaCall:
+    def _completion(self, prompt: to_llama.Prompt, model: ModelConfig) -> LlamaCall:
         return to_llama.completion_body(
             self.request,
             prompt,
-            model=self._model.name,
-            options=self._model.options,
-            num_ctx=self._model.num_ctx,
+            model=model.name,
+            options=model.options,
+            num_ctx=model.num_ctx,
         )
 
 

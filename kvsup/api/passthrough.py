@@ -52,8 +52,7 @@ _EMBEDDING = ("/v1/embeddings", "/embeddings", "/embedding")
 _SLOTLESS = ("/tokenize", "/detokenize", "/apply-template", "/count_tokens", "/input_tokens")
 """Ends of paths whose requests take no slot."""
 
-
-_CANONICAL = {
+CANONICAL = {
     path.removeprefix("/v1"): path
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions")
 }
@@ -128,7 +127,7 @@ class PassthroughHandlers:
 
     async def _pass(self, exchange: Exchange, dialect: Dialect) -> None:
         path: str = exchange.request.scope["path"]
-        path = _CANONICAL.get(path, path)
+        path = CANONICAL.get(path, path)
         content_type = exchange.request.headers.get("content-type", "")
         is_form = forms.is_form(content_type)
         wishes = read_wishes(exchange.body, exchange.request.headers)
