@@ -1,5 +1,6 @@
-"""The bytes of caches and states, from headers of many architectures."""
+"""The bytes of one model's caches and buffers, under every launch."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,45 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvsup.gguf import Metadata, Value
+from kvsup.gguf import Value
 from kvsup.kvtypes import F16, STOCK_TYPES, KVPair, KVType, parse_kv_pair
-from kvsup.memory import Estimate, Launch, estimate
-from kvsup.modelshape import ModelShape, shape_of
+from kvsup.memory import Draft, Estimate, Launch, as_table, estimate
+from kvsup.modelshape import ModelShape
+from kvsup.slowpaths import Backend
+from tests.headers import GEMMA3, SMOLLM2, SSM, shape_from
 
 MIB = 1 << 20
-SMOLLM2: dict[str, Value] = {
-    "block_count": 30,
-    "context_length": 8192,
-    "embedding_length": 576,
-    "feed_forward_length": 1536,
-    "attention.head_count": 9,
-    "attention.head_count_kv": 3,
-    "vocab_size": 49152,
-}
-GEMMA3: dict[str, Value] = {
-    "block_count": 18,
-    "context_length": 32768,
-    "embedding_length": 640,
-    "attention.head_count": 4,
-    "attention.head_count_kv": 1,
-    "attention.key_length": 256,
-    "attention.value_length": 256,
-    "attention.sliding_window": 512,
-}
-
-SSM: dict[str, Value] = {
-    "ssm.conv_kernel": 4,
-    "ssm.inner_size": 128,
-    "ssm.state_size": 16,
-    "ssm.group_count": 2,
-}
-KV_IN_TWO_OF_SIX: dict[str, Value] = {"attention.head_count_kv": (0, 0, 3, 0, 0, 3)}
-
-
-def _shape(architecture: str, keys: Mapping[str, Value]) -> ModelShape:
-    values: dict[str, Value] = {"general.architecture": architecture}
-    values |= {f"{architecture}.{name}": value for name, value in keys.items()}
-    return shape_of(Metadata(3, values, ()))
 
 
 def _estimate(shape: ModelShape, pair: str = "f16", launch: Launch | None = None) -> Estimate:
@@ -74,11 +44,11 @@ def test_estimate_of_smollm2_is_what_llama_server_logged(
     pair: str, launch: Launch, k_mib: str, v_mib: str, cells: int
 ) -> None:
     """The numbers are from the log of llama-server b11434."""
-    result = _estimate(_shape("llama", SMOLLM2), pair, launch)
+    result = _estimate(shape_from("llama", SMOLLM2), pair, launch)
 
     assert _logged(result) == (k_mib, v_mib)
     assert [(cache.kind, cache.cells, cache.layers) for cache in result.caches] == [
-        ("full", cells, 30)
+        ("plain", cells, 30)
     ]
     assert result.is_exact
 
@@ -98,52 +68,20 @@ def test_estimate_of_gemma3_is_what_llama_server_logged(
     *, pair: str, launch: Launch, k_mib: str, v_mib: str, cells: int, window_cells: int
 ) -> None:
     """Fifteen of 18 layers see a window; the numbers are from the log of b11434."""
-    result = _estimate(_shape("gemma3", GEMMA3), pair, launch)
+    result = _estimate(shape_from("gemma3", GEMMA3), pair, launch)
 
     assert _logged(result) == (k_mib, v_mib)
     assert [(cache.kind, cache.cells, cache.layers) for cache in result.caches] == [
         ("full", cells, 3),
-        ("window", window_cells, 15),
+        ("swa", window_cells, 15),
     ]
     assert result.is_exact
-
-
-def test_estimate_of_layers_with_other_heads_sums_each() -> None:
-    """Head counts may be an array with zeros, and window layers may have their own head size."""
-    keys: dict[str, Value] = {
-        "block_count": 4,
-        "embedding_length": 256,
-        "attention.head_count": (4, 4, 4, 4),
-        "attention.head_count_kv": (4, 2, 0, 1),
-        "attention.key_length": 64,
-        "attention.value_length": 32,
-        "attention.key_length_swa": 128,
-        "attention.value_length_swa": 96,
-        "attention.sliding_window": 128,
-        "attention.sliding_window_pattern": (False, True, True, False),
-    }
-
-    result = _estimate(_shape("gemma4", keys))
-
-    full, window = result.caches
-    assert (full.k_bytes, full.v_bytes) == (256 * 2 * 64 * (4 + 1), 256 * 2 * 32 * (4 + 1))
-    assert (window.k_bytes, window.v_bytes) == (256 * 2 * 128 * 2, 256 * 2 * 96 * 2)
-
-
-def test_estimate_of_windows_in_every_layer_has_an_empty_full_cache() -> None:
-    """With a window llama-server always makes two caches, and logs both."""
-    keys = KV_IN_TWO_OF_SIX | {"attention.sliding_window": 128, "shortconv.l_cache": 3}
-
-    full, window = _estimate(_shape("lfm2", SMOLLM2 | {"block_count": 6} | keys)).caches
-
-    assert (full.layers, full.k_bytes, full.v_bytes) == (0, 0, 0)
-    assert (window.layers, window.k_bytes) == (2, 2 * 256 * 192 * 2)
 
 
 def test_estimate_without_flash_attention_pads_v_to_its_widest_row() -> None:
     """V is stored transposed then, in rows of one width; K is not."""
     keys = SMOLLM2 | {"block_count": 2, "attention.head_count_kv": (3, 1)}
-    shape = _shape("deci", keys)
+    shape = shape_from("deci", keys)
 
     on = _estimate(shape)
     off = _estimate(shape, launch=Launch(256, 1, flash_attention="off"))
@@ -152,141 +90,10 @@ def test_estimate_without_flash_attention_pads_v_to_its_widest_row() -> None:
     assert off.v_bytes == 256 * 2 * 64 * 6
 
 
-@pytest.mark.parametrize("architecture", ["deepseek2", "mistral4"])
-def test_estimate_of_latent_attention_has_no_v(architecture: str) -> None:
-    """MLA keeps one latent of 576 elements for K and V alike."""
-    keys: dict[str, Value] = {
-        "block_count": 27,
-        "embedding_length": 2048,
-        "attention.head_count": 16,
-        "attention.head_count_kv": 1,
-        "attention.key_length": 576,
-        "attention.value_length": 512,
-        "attention.key_length_mla": 192,
-        "attention.value_length_mla": 128,
-    }
-
-    result = _estimate(_shape(architecture, keys), "q8_0")
-
-    assert result.k_bytes == 27 * 256 * 576 // 32 * 34
-    assert result.v_bytes == 0
-    assert result.is_exact
-
-
-def test_estimate_of_an_old_deepseek2_file_is_plain() -> None:
-    """Files without the MLA keys have V, and big heads."""
-    keys = SMOLLM2 | {"attention.key_length": 192, "attention.value_length": 128}
-
-    result = _estimate(_shape("deepseek2", keys))
-
-    assert (result.k_bytes, result.v_bytes) == (30 * 256 * 2 * 576, 30 * 256 * 2 * 384)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "keys", "n_layers"),
-    [
-        ("gemma3n", {"attention.sliding_window": 512}, 20),
-        (
-            "gemma4",
-            {
-                "attention.sliding_window": 512,
-                "attention.shared_kv_layers": 18,
-                "attention.sliding_window_pattern": (True, False) * 15,
-            },
-            12,
-        ),
-        ("llama", {"nextn_predict_layers": 2}, 28),
-        ("bert", {}, 0),
-        ("gemma-embedding", {"attention.sliding_window": 512}, 0),
-        ("mamba2", {"ssm.conv_kernel": 4, "ssm.inner_size": 8, "ssm.state_size": 2}, 0),
-    ],
-)
-def test_estimate_of_layers_without_own_cache_leaves_them_out(
-    architecture: str, keys: dict[str, Value], n_layers: int
-) -> None:
-    """Layers that reuse a cache, predict further tokens, or keep none, cost none."""
-    result = _estimate(_shape(architecture, SMOLLM2 | {"ssm.group_count": 1} | keys))
-
-    assert sum(cache.layers for cache in result.caches) == n_layers
-    assert (result.kv_bytes == 0) == (n_layers == 0)
-    assert result.is_exact
-
-
-@pytest.mark.parametrize(
-    ("architecture", "keys", "n_cached", "n_recurrent", "state_elements"),
-    [
-        ("mamba", SSM, 0, 6, 3 * 128 + 16 * 128),
-        ("mamba2", SSM, 0, 6, 3 * (128 + 2 * 2 * 16) + 16 * 128),
-        ("jamba", SSM | KV_IN_TWO_OF_SIX, 2, 4, 3 * 128 + 16 * 128),
-        ("granitehybrid", SSM | KV_IN_TWO_OF_SIX, 2, 4, 3 * (128 + 64) + 16 * 128),
-        ("falcon-h1", SSM, 6, 6, 3 * (128 + 64) + 16 * 128),
-        (
-            "nemotron_h",
-            SSM | KV_IN_TWO_OF_SIX | {"feed_forward_length": (0, 9, 0, 9, 0, 0)},
-            2,
-            2,
-            3 * (128 + 64) + 16 * 128,
-        ),
-        ("qwen35", SSM | {"full_attention_interval": 3}, 2, 4, 3 * (128 + 64) + 16 * 128),
-        ("qwen3next", SSM, 1, 5, 3 * (128 + 64) + 16 * 128),
-        (
-            "qwen35moe",
-            SSM | {"attention.recurrent_layers": (1, 1, 0, 0, 0, 0)},
-            4,
-            2,
-            3 * (128 + 64) + 16 * 128,
-        ),
-        ("lfm2", KV_IN_TWO_OF_SIX | {"shortconv.l_cache": 3}, 2, 4, 576 * 2),
-        ("rwkv7", {"wkv.head_size": 64}, 0, 6, 576 * (2 + 64)),
-        (
-            "kimi-linear",
-            KV_IN_TWO_OF_SIX | {"ssm.conv_kernel": 4, "kda.head_dim": 32},
-            2,
-            4,
-            3 * 3 * 9 * 32 + 32 * 32 * 9,
-        ),
-        ("minimax-01", {"full_attention_interval": 3}, 2, 4, 64 * 64 * 9),
-    ],
-)
-def test_estimate_of_recurrent_layers_adds_a_state_for_each_slot(
-    architecture: str,
-    keys: dict[str, Value],
-    n_cached: int,
-    n_recurrent: int,
-    state_elements: int,
-) -> None:
-    """States are float32, whatever the context and the types."""
-    shape = _shape(architecture, SMOLLM2 | {"block_count": 6} | keys)
-
-    result = _estimate(shape, "q8_0", Launch(4096, 3))
-
-    assert sum(cache.layers for cache in result.caches) == n_cached
-    assert result.recurrent_bytes == 4 * 3 * n_recurrent * state_elements
-    assert result.is_exact
-
-
-@pytest.mark.parametrize(
-    "architecture", ["deepseek4", "glm-dsa", "nanbeige", "hrm_text", "t5", "of-tomorrow"]
-)
-def test_estimate_of_an_architecture_with_other_caches_is_a_guess(architecture: str) -> None:
-    """Indexers, loops and unknown architectures get the plain formula, marked as inexact."""
-    result = _estimate(_shape(architecture, SMOLLM2))
-
-    assert result.kv_bytes == _estimate(_shape("llama", SMOLLM2)).kv_bytes
-    assert not result.is_exact
-
-
-def test_estimate_of_a_hybrid_with_prediction_layers_is_a_guess() -> None:
-    """Some hybrids cache their prediction layers too; which, is not modelled."""
-    keys = SMOLLM2 | SSM | KV_IN_TWO_OF_SIX | {"block_count": 6, "nextn_predict_layers": 1}
-
-    assert not _estimate(_shape("nemotron_h_moe", keys)).is_exact
-
-
 @pytest.mark.parametrize("pair", ["q6_0:f16", "f16:q6_0"])
 def test_estimate_of_a_type_of_unknown_size_counts_it_as_f16(pair: str) -> None:
     """A fork's type has a size only after a load."""
-    shape = _shape("llama", SMOLLM2)
+    shape = shape_from("llama", SMOLLM2)
 
     result = _estimate(shape, pair)
 
@@ -295,37 +102,178 @@ def test_estimate_of_a_type_of_unknown_size_counts_it_as_f16(pair: str) -> None:
     assert pair == f"{result.caches[0].type_k}:{result.caches[0].type_v}"
 
 
+def test_estimate_of_a_type_learnt_at_a_load_counts_its_size() -> None:
+    """Bytes an element, as an earlier load has told them, are as good as known."""
+    shape, learnt = shape_from("llama", SMOLLM2), {"turbo3": 3.125 / 8}
+
+    result = estimate(
+        shape,
+        parse_kv_pair("turbo3:q8_0"),
+        Launch(256, 1),
+        weights_bytes=0,
+        bytes_per_element=learnt,
+    )
+
+    assert result.k_bytes == 30 * 256 * 192 * 3.125 / 8
+    assert result.v_bytes == 30 * 256 * 192 // 32 * 34
+    assert result.is_exact
+
+
+def test_estimate_of_a_stock_type_does_not_take_what_was_learnt() -> None:
+    """Its size is known to the byte, which a rounded log cannot better."""
+    result = estimate(
+        shape_from("llama", SMOLLM2),
+        F16,
+        Launch(256, 1),
+        weights_bytes=0,
+        bytes_per_element={"f16": 1.99},
+    )
+
+    assert result.k_bytes == 30 * 256 * 192 * 2
+
+
+def test_estimate_of_a_draft_adds_a_whole_model() -> None:
+    """Its context is what the model's became by rounding up; it has types of its own."""
+    shape, launch = shape_from("llama", SMOLLM2), Launch(1000, 3, unified=False)
+    pair = parse_kv_pair("q8_0:q5_1")
+
+    result = estimate(shape, F16, launch, weights_bytes=5, draft=Draft(shape, 7, pair))
+
+    alone = estimate(shape, F16, launch, weights_bytes=5)
+    assert result.draft is not None
+    (cache,) = result.draft.caches
+    assert (cache.cells, cache.streams, cache.type_k, cache.type_v) == (512, 3, pair.k, pair.v)
+    assert result.kv_bytes == alone.kv_bytes
+    assert result.total_bytes == alone.total_bytes + result.draft.total_bytes
+    assert result.draft.weights_bytes == 7
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "launch", "checkpoint_bytes", "n_most"),
+    [
+        ("gemma3", GEMMA3, Launch(8192, 2), 15 * 512 * 2 * 256 * 2 + 512 * 12, 64),
+        ("gemma3", GEMMA3, Launch(8192, 2, swa_full=True), 0, 0),
+        ("mamba2", SMOLLM2 | SSM, Launch(256, 1, n_checkpoints=3), 4 * 30 * 2624, 3),
+        ("llama", SMOLLM2, Launch(8192, 2), 0, 0),
+    ],
+)
+def test_estimate_of_checkpoints_is_what_a_slot_cannot_roll_back(
+    *,
+    architecture: str,
+    keys: Mapping[str, Value],
+    launch: Launch,
+    checkpoint_bytes: int,
+    n_most: int,
+) -> None:
+    """Gemma 3's is 7.506 MiB in the log of b11434; plain models need none."""
+    result = _estimate(shape_from(architecture, keys), launch=launch)
+
+    assert (result.checkpoint_bytes, result.max_checkpoints) == (checkpoint_bytes, n_most)
+
+
+@pytest.mark.parametrize(("embeds", "n_floats"), [(False, 49152), (True, 49152 + 576)])
+def test_estimate_of_the_output_is_logits_and_a_vector_for_each_slot(
+    *, embeds: bool, n_floats: int
+) -> None:
+    """SmolLM2's four slots have 0.75 MiB of logits in the log of b11434."""
+    result = _estimate(shape_from("llama", SMOLLM2), launch=Launch(256, 4, embeds=embeds))
+
+    assert result.output_bytes == 4 * 4 * n_floats
+
+
+def test_as_table_of_an_estimate_is_plain_and_complete() -> None:
+    """JSON can hold it: each cache with its kind and types, and all sums."""
+    shape = shape_from("gemma3", GEMMA3)
+    result = estimate(
+        shape,
+        parse_kv_pair("q8_0:q4_0"),
+        Launch(8192, 1, prompt_cache_bytes=1000),
+        weights_bytes=5,
+        draft=Draft(shape, 7),
+    )
+
+    table = as_table(result)
+
+    assert json.loads(json.dumps(table)) == table
+    assert table["caches"] == [
+        {
+            "kind": cache.kind,
+            "type_k": "q8_0",
+            "type_v": "q4_0",
+            "k_bytes": cache.k_bytes,
+            "v_bytes": cache.v_bytes,
+            "cells": cache.cells,
+            "layers": cache.layers,
+            "streams": 1,
+        }
+        for cache in result.caches
+    ]
+    assert result.draft is not None
+    assert table["draft"] == as_table(result.draft)
+    assert (table["total_bytes"], table["prompt_cache_bytes"]) == (result.total_bytes, 1000)
+
+
 def test_estimate_of_a_row_that_blocks_do_not_divide_is_no_error() -> None:
     """Such a pair is refused elsewhere; here it counts as f16."""
     keys = SMOLLM2 | {"attention.head_count_kv": 1, "attention.key_length": 80}
 
-    result = _estimate(_shape("llama", keys), "q8_0:f16")
+    result = _estimate(shape_from("llama", keys), "q8_0:f16")
 
     assert result.k_bytes == 30 * 256 * 80 * 2
     assert not result.is_exact
 
 
-def test_estimate_of_compute_buffers_is_near_what_was_measured() -> None:
-    """The allowance is fitted to SmolLM2 at b11434: 18.64 MiB, and 87.51 MiB without FA."""
-    shape = _shape("llama", SMOLLM2)
+@pytest.mark.parametrize(
+    ("architecture", "keys", "launch", "compute_mib"),
+    [
+        ("llama", SMOLLM2, Launch(4096, 4), 18.64),
+        ("llama", SMOLLM2, Launch(4096, 4, unified=False), 15.64),
+        ("llama", SMOLLM2, Launch(4096, 16, n_ubatch=64), 4.21),
+        ("llama", SMOLLM2, Launch(4096, 1, n_ubatch=1024), 37.29),
+        ("llama", SMOLLM2, Launch(4096, 1, flash_attention="off"), 87.51),
+        ("gemma3", GEMMA3, Launch(4096, 4), 24.78),
+        ("gemma3", GEMMA3, Launch(4096, 16, n_ubatch=64), 17.78),
+        ("gemma3", GEMMA3, Launch(8192, 4, unified=False, flash_attention="off"), 34.27),
+    ],
+)
+def test_estimate_of_compute_buffers_is_near_what_was_measured(
+    architecture: str, keys: dict[str, Value], launch: Launch, compute_mib: float
+) -> None:
+    """The allowance is fitted to SmolLM2 and Gemma 3 270M at b11434, with f16."""
+    sizes: dict[str, Value] = {"feed_forward_length": 2048, "vocab_size": 262144}
 
-    on = _estimate(shape, launch=Launch(4096, 1))
-    off = _estimate(shape, launch=Launch(4096, 1, flash_attention="off"))
+    result = _estimate(shape_from(architecture, sizes | keys), launch=launch)
 
-    assert on.compute_bytes / MIB == pytest.approx(18.64, rel=0.05)
-    assert off.compute_bytes / MIB == pytest.approx(87.51, rel=0.05)
+    assert result.compute_bytes / MIB == pytest.approx(compute_mib, rel=0.01)
+
+
+def test_estimate_of_an_encoder_counts_a_mask_of_its_micro_batch() -> None:
+    """It has no cache, and attends to all that it reads at once."""
+    small, large = (
+        _estimate(shape_from("bert", SMOLLM2), launch=Launch(8192, 1, n_batch=n, n_ubatch=n))
+        for n in (512, 4096)
+    )
+
+    assert large.compute_bytes - 8 * small.compute_bytes == pytest.approx(
+        2 * (4096**2 - 8 * 512**2), rel=0.05
+    )
 
 
 def test_estimate_total_is_the_sum_of_its_parts() -> None:
     """Weights, caches, states and buffers add up."""
-    shape = _shape("falcon-h1", SMOLLM2 | SSM)
+    shape = shape_from("falcon-h1", SMOLLM2 | SSM)
 
     result = estimate(shape, F16, Launch(4096), weights_bytes=1000)
 
     assert result.total_bytes == (
-        1000 + result.k_bytes + result.v_bytes + result.recurrent_bytes + result.compute_bytes
+        1000
+        + result.k_bytes
+        + result.v_bytes
+        + result.recurrent_bytes
+        + result.compute_bytes
+        + result.output_bytes
     )
-    assert min(result.k_bytes, result.recurrent_bytes, result.compute_bytes) > 0
+    assert min(result.k_bytes, result.recurrent_bytes, result.output_bytes) > 0
 
 
 @settings(deadline=None)
@@ -340,7 +288,7 @@ def test_estimate_of_any_launch_grows_with_the_context(
     *, names: tuple[str, str], n_ctx_tokens: int, n_parallel: int, unified: bool, swa_full: bool
 ) -> None:
     """More context never takes less, and every slot's cells hold at least its share."""
-    shape = _shape("gemma3", GEMMA3)
+    shape = shape_from("gemma3", GEMMA3)
     pair = KVPair(KVType(names[0]), KVType(names[1]))
     launch = Launch(n_ctx_tokens, n_parallel, unified=unified, swa_full=swa_full)
 
@@ -351,3 +299,26 @@ def test_estimate_of_any_launch_grows_with_the_context(
     for cache in small.caches:
         assert cache.cells % 256 == 0
     assert small.caches[0].cells * small.caches[0].streams >= n_ctx_tokens
+
+
+@pytest.mark.parametrize(
+    ("backend", "pair", "elements"),
+    [
+        ("cuda", "q8_0:q4_0", 384),
+        ("cuda", "q8_0:f16", 192),
+        ("cuda", "f16:f16", 0),
+        ("cpu", "q8_0", 0),
+    ],
+)
+def test_estimate_counts_room_to_convert_one_layer_in_where_a_device_needs_it(
+    backend: Backend, pair: str, elements: int
+) -> None:
+    """CUDA reads prompts in f16: a copy of K and V of the widest layer, over all cells."""
+    launch = replace(Launch(4096, 1), backend=backend)
+
+    result = _estimate(shape_from(SMOLLM2), pair, launch)
+
+    assert result.scratch_bytes == 2 * 4096 * elements
+    assert as_table(result)["scratch_bytes"] == result.scratch_bytes
+    without = replace(result, scratch_bytes=0)
+    assert result.total_bytes - without.total_bytes == result.scratch_bytes

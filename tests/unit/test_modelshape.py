@@ -1,27 +1,10 @@
 """What a header says about layers, of many architectures."""
 
-from collections.abc import Mapping
-
 import pytest
 
 from kvsup.gguf import Array, GGUFError, Metadata, Value
-from kvsup.modelshape import ModelShape, shape_of
-
-SMOLLM2: dict[str, Value] = {
-    "block_count": 30,
-    "context_length": 8192,
-    "embedding_length": 576,
-    "feed_forward_length": 1536,
-    "attention.head_count": 9,
-    "attention.head_count_kv": 3,
-    "vocab_size": 49152,
-}
-
-
-def _shape(architecture: str, keys: Mapping[str, Value]) -> ModelShape:
-    values: dict[str, Value] = {"general.architecture": architecture}
-    values |= {f"{architecture}.{name}": value for name, value in keys.items()}
-    return shape_of(Metadata(3, values, ()))
+from kvsup.modelshape import shape_of
+from tests.headers import SMOLLM2, shape_from
 
 
 @pytest.mark.parametrize(
@@ -35,6 +18,15 @@ def _shape(architecture: str, keys: Mapping[str, Value]) -> ModelShape:
         ("llama4", {}, "11101110"),
         ("llama4", {"attention.sliding_window": 0}, "00000000"),
         ("olmo2", {}, "00000000"),
+        (
+            "lfm2",
+            {
+                "attention.sliding_window": 128,
+                "attention.sliding_window_pattern": 2,
+                "shortconv.l_cache": 3,
+            },
+            "11111111",
+        ),
         ("exaone4", {"attention.sliding_window": 128}, "00000000"),
         ("phi3", {"attention.sliding_window": 128}, "00000000"),
         (
@@ -61,7 +53,7 @@ def test_shape_of_window_architectures_finds_their_layers(
     architecture: str, keys: dict[str, Value], windows: str
 ) -> None:
     """An array of the file comes first, then its period, then the architecture's."""
-    shape = _shape(architecture, SMOLLM2 | {"block_count": 8} | keys)
+    shape = shape_from(architecture, SMOLLM2 | {"block_count": 8} | keys)
 
     assert "".join(str(int(layer.has_window)) for layer in shape.layers) == windows
     assert shape.is_exact
@@ -77,7 +69,7 @@ def test_shape_of_window_architectures_knows_their_width(
     """Some architectures have a width without the key, some whatever the key says."""
     keys = SMOLLM2 if key is None else SMOLLM2 | {"attention.sliding_window": key}
 
-    assert _shape(architecture, keys).n_window_tokens == window
+    assert shape_from(architecture, keys).n_window_tokens == window
 
 
 @pytest.mark.parametrize(
@@ -101,7 +93,7 @@ def test_shape_of_a_header_without_what_it_needs_says_which_key(
     merged = {name: value for name, value in (SMOLLM2 | keys).items() if value is not None}
 
     with pytest.raises(GGUFError, match=message):
-        _shape("llama", merged)
+        shape_from("llama", merged)
 
 
 def test_shape_of_a_vocabulary_counts_its_words() -> None:
@@ -113,4 +105,4 @@ def test_shape_of_a_vocabulary_counts_its_words() -> None:
     values |= {f"llama.{name}": value for name, value in SMOLLM2.items() if name != "vocab_size"}
 
     assert shape_of(Metadata(3, values, ())).n_vocab == 32000
-    assert _shape("llama", SMOLLM2).n_vocab == 49152
+    assert shape_from("llama", SMOLLM2).n_vocab == 49152
