@@ -4,23 +4,30 @@ Pure: what was read from disk comes in, problems go out. Each problem says what 
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 
 from kvsup.config import ModelConfig
-from kvsup.kvrules import violation
-from kvsup.kvtypes import parse_kv_pair
+from kvsup.kvlooks import Setup
+from kvsup.kvrules import findings
 from kvsup.llama.argv import owned_arguments, owned_variables, unknown_arguments
 from kvsup.llama.binary import Binary
 from kvsup.modelshape import ModelShape
 from kvsup.ollama.names import lookup_keys, valid_name
 from kvsup.ollama.options import check_options
 
+_NO_ROTATION = "LLAMA_ATTN_ROT_DISABLE"
+
 Finding = tuple[str, str]
 """A key of the model, and what is wrong with it."""
 
 
 def model_findings(
-    model: ModelConfig, *, binary: Binary | None, shape: ModelShape | None
+    model: ModelConfig,
+    *,
+    binary: Binary | None,
+    shape: ModelShape | None,
+    draft_shape: ModelShape | None = None,
 ) -> Iterator[Finding]:
     """Yield what is wrong with ``model``.
 
@@ -28,19 +35,18 @@ def model_findings(
         model: decoded, with absolute paths.
         binary: None where it could not be asked; its rules are then left out.
         shape: None where the weights could not be read.
+        draft_shape: as ``shape``, of the draft model.
     """
     for name in (model.name, *model.aliases):
         if not valid_name(name):
             key = "name" if name == model.name else "aliases"
             yield key, f"{name!r} is no model name; letters, digits, . _ - and one :tag are"
-    if binary is not None:
-        try:
-            parse_kv_pair(str(model.kv_cache_type), allowed=binary.kv_types)
-        except ValueError as error:
-            yield "kv_cache_type", str(error)
-    broken = violation(model.kv_cache_type, model.flash_attention, shape)
-    if broken is not None:
-        yield "kv_cache_type", broken.message
+    setup = kv_setup(model, binary=binary, shape=shape, draft_shape=draft_shape)
+    told = set()
+    for found in findings(setup):
+        if found.verdict == "refused" and found.key not in told:
+            told.add(found.key)  # the first says what to write; another would say it again
+            yield found.key, found.message
     for argument, key in owned_arguments(model.extra_args):
         yield "extra_args", f"{argument} is kvsup's own; {f'use {key}' if key else 'drop it'}"
     if binary is not None:
@@ -53,6 +59,61 @@ def model_findings(
         yield f"env.{name}", "would change what kvsup promises; use the model's keys instead"
     for option, message in check_options(model.options).items():
         yield f"options.{option}", message
+
+
+def model_advice(
+    model: ModelConfig,
+    *,
+    binary: Binary,
+    shape: ModelShape,
+    draft_shape: ModelShape | None = None,
+) -> Iterator[Finding]:
+    """Yield what ``model`` can run with, but by which it loses more than it need.
+
+    That its pair is slow here is said by ``kvsup/kvchoice.py``, which knows what was measured.
+    """
+    for found in findings(kv_setup(model, binary=binary, shape=shape, draft_shape=draft_shape)):
+        if found.verdict == "warn":
+            yield found.key, found.message
+
+
+def kv_setup(
+    model: ModelConfig,
+    *,
+    binary: Binary | None,
+    shape: ModelShape | None,
+    draft_shape: ModelShape | None = None,
+) -> Setup:
+    """Return what the rules about KV pairs look at; ``None`` is what is not known."""
+    return Setup(
+        pair=model.kv_cache_type,
+        flash_attention=model.flash_attention,
+        shape=shape,
+        kv_types=None if binary is None else binary.kv_types,
+        num_ctx=model.num_ctx,
+        layer_types=() if binary is None else tuple(_layer_types(model.extra_args, binary)),
+        unrotated_because=_unrotated_because(model, binary),
+        draft=None if model.draft_model is None else model.draft_kv_cache_type,
+        draft_shape=draft_shape,
+    )
+
+
+def _layer_types(extra_args: Sequence[str], binary: Binary) -> Iterator[tuple[str, str]]:
+    """Yield each flag for the types of the first or last layers, with its value or ""."""
+    for argument, following in zip_longest(extra_args, extra_args[1:], fillvalue=""):
+        flag, is_joined, value = argument.partition("=")
+        if flag in binary.kv_layer_flags:
+            yield flag, value if is_joined else following
+
+
+def _unrotated_because(model: ModelConfig, binary: Binary | None) -> str | None:
+    """Return why no activations are rotated: as the environment, or ik_llama.cpp, has it."""
+    disabled = model.env.get(_NO_ROTATION, "0").strip()
+    if disabled.lstrip("+-0")[:1].isdecimal():  # atoi of llama-kv-cache.cpp, b11434
+        return f"{_NO_ROTATION} is set; drop it from env"
+    if binary is not None and binary.kv_layer_flags and "-khad" not in model.extra_args:
+        return "this llama-server does so only when asked; add -khad and -vhad to extra_args"
+    return None
 
 
 def _nearest(flag: str, binary: Binary) -> str:

@@ -78,27 +78,47 @@ class KVPair:
 
 F16 = KVPair(KVType("f16"), KVType("f16"))
 
+_UNKNOWN_BITS = 8.0
+
+
+def distance(wanted: KVPair, other: KVPair) -> tuple[bool, float, float, bool, bool]:
+    """Return how far ``other`` is from ``wanted``, to sort by: the least is the nearest.
+
+    A K of fewer bits comes last, since errors in K cost more; then count the bits an element of K,
+    those of V, and the names. A type of unknown size counts as one of 8 bits.
+    """
+    k_bits = _bits(other.k) - _bits(wanted.k)
+    v_bits = _bits(other.v) - _bits(wanted.v)
+    return k_bits < 0, abs(k_bits), abs(v_bits), other.k != wanted.k, other.v != wanted.v
+
+
+def _bits(kv_type: KVType) -> float:
+    size_bytes = kv_type.row_bytes(32)
+    return _UNKNOWN_BITS if size_bytes is None else size_bytes / 4
+
 
 def parse_kv_pair(text: str, *, allowed: Collection[str] | None = None) -> KVPair:
     """Return the pair that ``text`` names: ``type_k:type_v``, or one type for both.
 
     Case and blanks around names are forgiven. ``allowed`` are the names that the binary at hand
-    lists; without it only the grammar is checked.
+    lists, and spells (ik_llama.cpp's ``q8_KV``); without it only the grammar is checked.
 
     Raises:
         ValueError: with what is wrong and what to write instead.
     """
+    spelling = {name.lower(): name for name in allowed or ()}
     names = [part.strip().lower() for part in text.split(":")]
     if len(names) > 2 or not all(names):
         raise ValueError(f'{text!r} is no pair of types; write "type_k:type_v", e.g. "q8_0:q5_1"')
     for name in names:
         if not _NAME.fullmatch(name):
             raise ValueError(f'{name!r} is no type name; write e.g. "q8_0:q5_1"')
-        if allowed is not None and name not in allowed:
+        if allowed is not None and name not in spelling:
             near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
                 f"{name!r} is no KV cache type of this llama-server; {hint}"
                 f"it takes {', '.join(allowed)}"
             )
-    return KVPair(KVType(names[0]), KVType(names[-1]))
+    k, v = (spelling.get(name, name) for name in (names[0], names[-1]))
+    return KVPair(KVType(k), KVType(v))

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvsup.kvtypes import STOCK_TYPES
-from kvsup.llama.binary import Device, parse_binary
+from kvsup.llama.binary import Binary, Device, parse_binary
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 HELP = "-ctk,  --cache-type-k TYPE   type\n   allowed values: f16, q8_0\n   (default: f16)\n"
@@ -75,3 +76,43 @@ def test_parse_binary_of_another_program_is_refused(text: str) -> None:
     """Whatever lists no KV cache types is no llama-server."""
     with pytest.raises(ValueError, match="no llama-server"):
         parse_binary("/bin/ls", help_text=text, version_text="", devices_text="")
+
+
+IK_HELP = (
+    "  -ctk,  --cache-type-k TYPE      KV cache data type for K (default: f16)\n"
+    "  -ctk-first, --cache-type-k-first TYPE,N KV cache data type for the first N layers of K\n"
+    "  -ctv-last,  --cache-type-k-last  TYPE,N KV cache data type for the last N layers of K\n"
+)
+"""As ik_llama.cpp words it, the slip in the third line included (common.cpp, 2026-08)."""
+
+
+def test_parse_binary_of_ik_llama_knows_the_types_that_its_help_does_not_list() -> None:
+    """It is told by its flags for the types of first and last layers."""
+    binary = parse_binary("x", help_text=IK_HELP, version_text="", devices_text="")
+
+    assert {"q8_0", "q6_0", "q8_KV"} < set(binary.kv_types)
+    assert binary.kv_layer_flags == {
+        "-ctk-first",
+        "--cache-type-k-first",
+        "-ctv-last",
+        "--cache-type-k-last",
+    }
+
+
+def test_kv_layer_flags_of_a_real_stock_help_are_none() -> None:
+    """Stock llama.cpp has one type for all layers; its draft flags are something else."""
+    text = (GOLDEN / "help_b11434.txt").read_text("utf-8")
+
+    binary = parse_binary("x", help_text=text, version_text="", devices_text="")
+
+    assert binary.kv_layer_flags == frozenset()
+
+
+def test_binary_kept_by_an_older_kvsup_is_still_read() -> None:
+    """What flags tell is no field, so nothing is missing in what was kept."""
+    binary = parse_binary("x", help_text=IK_HELP, version_text="", devices_text="")
+
+    kept = msgspec.json.encode(binary)
+
+    assert b"kv_layer_flags" not in kept
+    assert msgspec.json.decode(kept, type=Binary).kv_layer_flags == binary.kv_layer_flags

@@ -1,0 +1,178 @@
+"""Which KV pair a model gets: what its file says, what was found by measuring, or a fast one.
+
+``kv_cache_type = "auto"`` takes the pair that ``kvsup tune`` found for ``kv_goal``. A pair that is
+slow on this binary and device, by the table of ``slowpaths.py`` or by a probe, is used with a
+warning, refused, or replaced by the nearest fast one, as ``kv_slow`` says. Pure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kvsup.config import ModelConfig
+from kvsup.kvrules import nearest_pair, violation
+from kvsup.kvtypes import F16, KVPair, KVType, parse_kv_pair
+from kvsup.measures import SpeedProbe, Tuned
+from kvsup.modelshape import ModelShape
+from kvsup.slowpaths import Backend, Path, backend_of, nearest_fast, path_of, worst_path
+
+SLOW_RATIO = 0.5
+"""A pair is slow where it reads or writes at less than this part of f16:f16's speed."""
+
+_SAFE = KVPair(KVType("q8_0"), KVType("q8_0"))
+"""Fast on every backend that takes quantized types, with a loss that is hard to measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What runs the model, and what earlier runs have told of it."""
+
+    kv_types: Sequence[str]
+    device_names: Sequence[str] = ()
+    build: int | None = None
+    fa_quants: tuple[str, ...] | None = None
+    """Pairs with CUDA kernels of their own; None: not told."""
+    probes: Mapping[str, SpeedProbe] = field(default_factory=dict)
+    """By pair."""
+    tuned: Tuned | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A model whose pair is decided."""
+
+    model: ModelConfig
+    note: str = ""
+    """How ``kv_cache_type = "auto"`` came out, or that another pair is used."""
+    slow: str = ""
+    """Why the pair is slow here."""
+    refusal: str | None = None
+    """Why it must not run, and what to write instead."""
+
+
+def choose(model: ModelConfig, shape: ModelShape, machine: Machine) -> Choice:
+    """Return ``model`` with its KV pair decided."""
+    note = ""
+    model = _spelt(model, machine)
+    if model.kv_is_auto:
+        model, note = _found(model, shape, machine)
+    slow = slowness(model.kv_cache_type, model, shape, machine)
+    fast = fast_pair(model, shape, machine) if slow else None
+    if slow is None:
+        return Choice(model, note)
+    if fast is None:
+        return Choice(model, note, slow)
+    if model.kv_slow == "refuse":
+        return Choice(model, note, slow, f'{slow}; use {fast}, or kv_slow = "warn"')
+    if model.kv_slow == "fallback":
+        note = f'{slow}; {fast} is used instead (kv_slow = "fallback")'
+        return Choice(msgspec.structs.replace(model, kv_cache_type=fast), note)
+    return Choice(model, note, f"{slow}; {fast} is fast here")
+
+
+def slowness(pair: KVPair, model: ModelConfig, shape: ModelShape, machine: Machine) -> str | None:
+    """Return in words why ``pair`` is slow here, or None; what was measured counts most."""
+    probe = machine.probes.get(str(pair))
+    if probe is not None:
+        return _measured_slowness(probe)
+    path = path_here(pair, model, shape, machine)
+    if path.verdict in {"fast", "unknown"}:
+        return None
+    return f"{path.text}; {path.mend}" if path.mend else path.text
+
+
+def is_slow(probe: SpeedProbe) -> bool:
+    """Say whether the pair was measured to be slow."""
+    return min(probe.prompt_ratio, probe.generation_ratio) < SLOW_RATIO
+
+
+def path_here(pair: KVPair, model: ModelConfig, shape: ModelShape, machine: Machine) -> Path:
+    """Return where the attention of ``pair`` runs by the table, in the layer where it is worst."""
+    heads = {(layer.head_k, layer.head_v) for layer in shape.layers if layer.has_cache}
+    paths = [
+        path_of(
+            pair,
+            _backend(model, machine),
+            build=machine.build,
+            head_k=head_k,
+            head_v=head_v,
+            fa_quants=machine.fa_quants,
+            flash_attention=model.flash_attention,
+        )
+        for head_k, head_v in sorted(heads)
+    ]
+    return worst_path(paths) or Path("fast", "it has no KV cache")
+
+
+def fast_pair(model: ModelConfig, shape: ModelShape, machine: Machine) -> KVPair | None:
+    """Return the pair nearest to the model's that it can run with and that is fast here.
+
+    Where the table was wrong of the model's own pair, only what was measured counts, and f16:f16.
+    """
+    trusts_table = str(model.kv_cache_type) not in machine.probes
+
+    def is_possible(pair: KVPair) -> bool:
+        return (
+            violation(pair, model.flash_attention, shape) is None
+            and slowness(pair, model, shape, machine) is None
+            and path_here(pair, model, shape, machine).verdict != "unknown"
+            and (trusts_table or pair == F16 or str(pair) in machine.probes)
+        )
+
+    return nearest_fast(
+        model.kv_cache_type,
+        _backend(model, machine),
+        build=machine.build,
+        fa_quants=machine.fa_quants,
+        kv_types=machine.kv_types,
+        allowed=is_possible,
+    )
+
+
+def _backend(model: ModelConfig, machine: Machine) -> Backend:
+    return backend_of(machine.device_names, model.gpu_layers)
+
+
+def _spelt(model: ModelConfig, machine: Machine) -> ModelConfig:
+    """Return ``model`` with its types as the binary spells them, if it has them."""
+    try:
+        pair = parse_kv_pair(str(model.kv_cache_type), allowed=machine.kv_types)
+    except ValueError:
+        return model
+    return msgspec.structs.replace(model, kv_cache_type=pair)
+
+
+def _found(model: ModelConfig, shape: ModelShape, machine: Machine) -> tuple[ModelConfig, str]:
+    """Return ``model`` with the pair that was found for its goal, or a safe one, and which."""
+    tuned, goal = machine.tuned, model.kv_goal
+    found = tuned.picks.get(goal) if tuned else None
+    if tuned and found and all(t in machine.kv_types for t in found.split(":")):
+        pair = parse_kv_pair(found)
+        if violation(pair, model.flash_attention, shape) is None:
+            note = f"KV {pair}, found by kvsup tune on {tuned.measured_at[:10]} for {goal}"
+            return _with_pair(model, pair), note
+    safe = F16 if goal == "accurate" else nearest_pair(_SAFE, model.flash_attention, shape)
+    note = f"KV {safe}, a safe choice; kvsup tune {model.name} finds the best one for {goal}"
+    return _with_pair(model, safe), note
+
+
+def _with_pair(model: ModelConfig, pair: KVPair) -> ModelConfig:
+    return msgspec.structs.replace(model, kv_cache_type=pair, kv_is_auto=False)
+
+
+def _measured_slowness(probe: SpeedProbe) -> str | None:
+    slow = [
+        f"{what} at {ratio:.2f}"
+        for what, ratio in (
+            ("reads prompts", probe.prompt_ratio),
+            ("writes", probe.generation_ratio),
+        )
+        if ratio < SLOW_RATIO
+    ]
+    if not slow:
+        return None
+    return (
+        f"{probe.pair} {' and '.join(slow)} of f16:f16's speed behind"
+        f" {probe.speed.depth_tokens} tokens (measured)"
+    )
