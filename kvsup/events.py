@@ -36,6 +36,31 @@ class SizeDiffers:
     estimated_bytes: int
     measured_bytes: int
 
+    @property
+    def sentence(self) -> str:
+        """Return what differs, with both numbers."""
+        return (
+            f"KV cache is {format_bytes(self.measured_bytes)}, "
+            f"{format_bytes(self.estimated_bytes)} were estimated; the measured size counts"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TypeLearnt:
+    """The log told the size of a KV type that kvsup does not know."""
+
+    model: str
+    kv_type: str
+    bits_per_element: float
+
+
+@dataclass(frozen=True, slots=True)
+class KVWarning:
+    """It serves, but something about its KV cache is slow, lossy or not as asked."""
+
+    model: str
+    sentence: str
+
 
 @dataclass(frozen=True, slots=True)
 class Died:
@@ -79,6 +104,26 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Probed:
+    """A pair was measured beside f16:f16."""
+
+    model: str
+    pair: str
+    depth_tokens: int
+    prompt_ratio: float
+    """Its speed as a part of f16:f16's."""
+    generation_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """A pair could not be measured."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reloaded:
     """The configuration was read again."""
 
@@ -87,10 +132,24 @@ class Reloaded:
     removed: tuple[str, ...]
 
 
-Event = Spawned | Ready | SizeDiffers | Died | Restarting | GaveUp | Stopping | Stopped | Reloaded
+Event = (
+    Spawned
+    | Ready
+    | SizeDiffers
+    | TypeLearnt
+    | KVWarning
+    | Died
+    | Restarting
+    | GaveUp
+    | Stopping
+    | Stopped
+    | Probed
+    | ProbeFailed
+    | Reloaded
+)
 
 
-def describe(event: Event) -> str:  # noqa: PLR0911 - one return an event
+def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an event
     """Return the event as one line that a person can follow."""
     match event:
         case Spawned():
@@ -108,10 +167,12 @@ def describe(event: Event) -> str:  # noqa: PLR0911 - one return an event
                 f"{event.model}: ready after {event.load_s:.2f} s, KV {total}"
                 f" (K {type_k} {format_bytes(k_bytes)}, V {type_v} {format_bytes(v_bytes)})"
             )
-        case SizeDiffers():
+        case SizeDiffers() | KVWarning():
+            return f"{event.model}: {event.sentence}"
+        case TypeLearnt():
             return (
-                f"{event.model}: KV cache is {format_bytes(event.measured_bytes)}, "
-                f"{format_bytes(event.estimated_bytes)} were estimated; the measured size counts"
+                f"{event.model}: KV type {event.kv_type} takes "
+                f"{event.bits_per_element:.2f} bits an element, as this load told"
             )
         case Died():
             return f"{event.model}: {event.reason}"
@@ -127,11 +188,19 @@ def describe(event: Event) -> str:  # noqa: PLR0911 - one return an event
         case Stopped():
             killed = " (killed)" if event.was_killed else ""
             return f"{event.model}: stopped after {event.took_s:.2f} s{killed}"
+        case Probed():
+            return (
+                f"{event.model}: {event.pair} reads prompts at {event.prompt_ratio:.2f} and writes"
+                f" at {event.generation_ratio:.2f} of f16:f16's speed behind"
+                f" {event.depth_tokens} tokens"
+            )
+        case ProbeFailed():
+            return f"{event.model}: its KV pair could not be measured: {event.reason}"
         case Reloaded():
             lists = {"changed": event.changed, "added": event.added, "removed": event.removed}
             words = [f"{what} {', '.join(names)}" for what, names in lists.items() if names]
             return f"configuration read again: {'; '.join(words) or 'nothing changed'}"
 
 
-WARNINGS = (SizeDiffers, Died, GaveUp)
+WARNINGS = (SizeDiffers, KVWarning, Died, GaveUp)
 """Events that are logged as warnings."""

@@ -157,7 +157,7 @@ class Tags(Closed, kw_only=True):
 
 
 class Running(Closed, kw_only=True):
-    """An entry of ``/api/ps``; the last two members are kvsup's."""
+    """An entry of ``/api/ps``; the last three members are kvsup's."""
 
     name: Text
     model: Text
@@ -169,6 +169,7 @@ class Running(Closed, kw_only=True):
     context_length: Positive
     kv_cache_type: Text
     kv_bytes: dict[str, Count]
+    kv_warnings: list[Text] | UnsetType = UNSET
 
 
 class Ps(Closed, kw_only=True):

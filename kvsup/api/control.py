@@ -83,6 +83,7 @@ def _described(instance: Instance, now_s: float) -> dict[str, object]:
         "size_vram_bytes": snapshot.vram_bytes,
         "k_bytes": k_bytes,
         "v_bytes": v_bytes,
+        "kv_warnings": snapshot.kv_warnings,
         "idle_in_s": None if math.isinf(left_s) else round(left_s, 1),
         "source": instance.plan.model.source,
     }

@@ -67,6 +67,7 @@ def running_entries(
                 context_length=plan.model.num_ctx,
                 kv_cache_type=str(plan.model.kv_cache_type),
                 kv_bytes={"k": k_bytes, "v": v_bytes},
+                kv_warnings=snapshot.kv_warnings,
             )
         )
     return entries

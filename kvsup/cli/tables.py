@@ -18,7 +18,7 @@ def show_plans(plans: Iterable[Plan], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([_plan(plan) for plan in plans]))
         return
-    table = _table("MODEL", "KV-CACHE", "CONTEXT", "K", "V", "WEIGHTS", "KEEP-ALIVE")
+    table = new_table("MODEL", "KV-CACHE", "CONTEXT", "K", "V", "WEIGHTS", "KEEP-ALIVE")
     for plan in plans:
         table.add_row(
             plan.name,
@@ -29,7 +29,7 @@ def show_plans(plans: Iterable[Plan], *, as_json: bool) -> None:
             format_bytes(plan.estimate.weights_bytes),
             format_duration(plan.model.keep_alive_s),
         )
-    _console().print(table)
+    plain_console().print(table)
 
 
 def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    table = _table(
+    table = new_table(
         "MODEL", "STATE", "KV CACHE", "CONTEXT", "K", "V", "SIZE", "BUSY", "UNTIL", "PID"
     )
     for model in answer["models"]:
@@ -54,11 +54,13 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
             _until(model) if loaded else "-",
             str(model["pid"] or "-"),
         )
-    console = _console()
+    console = plain_console()
     console.print(table)
     for model in answer["models"]:
         if model["failure"]:
             console.print(f"{model['name']}: {model['failure']}", highlight=False)
+        for sentence in model["kv_warnings"]:
+            console.print(f"{model['name']}: {sentence}", highlight=False)
     if answer["waiting"]:
         console.print(f"{answer['waiting']} requests wait")
 
@@ -84,7 +86,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    _console().print(table)
+    plain_console().print(table)
 
 
 def _plan(plan: Plan) -> dict[str, object]:
@@ -103,7 +105,8 @@ def _plan(plan: Plan) -> dict[str, object]:
     }
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """Return a table without lines, whose columns are never cut."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column in columns:
         table.add_column(column, no_wrap=True)
@@ -120,7 +123,7 @@ def _until(model: dict[str, Any]) -> str:
     return "-" if model["idle_in_s"] is None else f"{max(0, round(model['idle_in_s']))} s"
 
 
-def _console() -> Console:
+def plain_console() -> Console:
     """Return a console that never cuts: a pipe has no width."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=250)

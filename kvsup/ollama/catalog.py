@@ -62,6 +62,8 @@ class RunningEntry:
     """Tokens of one slot."""
     kv_cache_type: str
     kv_bytes: Mapping[Literal["k", "v"], int]
+    kv_warnings: tuple[str, ...] = ()
+    """What its owner should know of its KV cache."""
 
 
 def version(text: str) -> dict[str, object]:
@@ -78,7 +80,8 @@ def tags(entries: Iterable[CatalogEntry]) -> dict[str, object]:
 def ps(entries: Iterable[RunningEntry]) -> dict[str, object]:
     """Return the answer of ``/api/ps``, longest-lived first.
 
-    Beyond Ollama's fields each model has ``kv_cache_type`` and ``kv_bytes`` (``k`` and ``v``).
+    Beyond Ollama's fields each model has ``kv_cache_type`` and ``kv_bytes`` (``k`` and ``v``), and
+    one with something to tell of its KV cache ``kv_warnings``, a list of sentences.
     """
     longest_first = sorted(entries, key=_expires_at_ns, reverse=True)
     return {"models": [_running(entry) for entry in longest_first]}
@@ -168,7 +171,7 @@ def _tag(entry: CatalogEntry) -> dict[str, object]:
 
 
 def _running(entry: RunningEntry) -> dict[str, object]:
-    return {
+    running: dict[str, object] = {
         "name": entry.name,
         "model": entry.name,
         "size": entry.size_bytes,
@@ -180,6 +183,7 @@ def _running(entry: RunningEntry) -> dict[str, object]:
         "kv_cache_type": entry.kv_cache_type,
         "kv_bytes": dict(entry.kv_bytes),
     }
+    return {**running, "kv_warnings": list(entry.kv_warnings)} if entry.kv_warnings else running
 
 
 def _expires_at_ns(entry: RunningEntry) -> int:

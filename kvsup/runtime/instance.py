@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -18,43 +17,26 @@ from kvsup import events
 from kvsup.errors import ConfigError, InstanceError, InstanceFailed
 from kvsup.lifecycle import ALIVE, Lifecycle, State
 from kvsup.llama.childmode import EXIT_LINE
-from kvsup.llama.logscan import ROUNDING_BYTES
+from kvsup.measures import SizesMeasured, SpeedProbe
 from kvsup.plan import Plan
+from kvsup.residency import RAM
 from kvsup.restart import Exit, ExitCause, GiveUp, Retry, decide, draw_jitter
 from kvsup.runtime import orphans
+from kvsup.runtime.ending import LOOKED_AT_LINES, explained, with_last_lines
+from kvsup.runtime.kvwarnings import Findings
+from kvsup.runtime.learning import sizes_of
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.paths import make_run_dir
 from kvsup.runtime.process import Child, spawn
+from kvsup.runtime.snapshot import Snapshot
 from kvsup.runtime.upstream import Upstream
 from kvsup.runtime.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-_LAST_LINES = 3
 _LAST_LINES_S = 1.0
 """How long a dead child's pipes are read on: something it started may hold them open."""
-
-_SIZE_TOLERANCE = 0.02
-_WARMING_UP = "warming up the model"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """An instance at one moment, for listings."""
-
-    name: str
-    state: State
-    since_s: float
-    leases: int
-    busy_slots: int
-    pid: int | None
-    n_deaths: int
-    failure: str | None
-    size_bytes: int
-    vram_bytes: int
-    kv_bytes: tuple[int, int] | None
-    idle_until_s: float
 
 
 class Instance:
@@ -66,10 +48,25 @@ class Instance:
         *,
         emit: Callable[[events.Event], None],
         on_change: Callable[[], None],
+        on_ready: "Callable[[Instance], None]" = lambda _: None,
         is_trial: bool = False,
+        remembered: SizesMeasured | None = None,
+        probe: SpeedProbe | None = None,
     ) -> None:
-        """Own what ``plan`` says; on trial it is given up if it dies before it ever served."""
+        """Own what ``plan`` says.
+
+        Args:
+            plan: what to run.
+            emit: takes what happens.
+            on_change: called with every change of state.
+            on_ready: called once it serves, and again if its log tells more of the load later.
+            is_trial: it is given up if it dies before it ever served.
+            remembered: what an earlier load of the same plan took.
+            probe: the speed of its KV pair on this binary and device.
+        """
         self.plan = plan
+        self.remembered = remembered
+        self.probe = probe
         self._is_trial = is_trial
         self.leases = 0
         self.busy_slots = 0
@@ -79,8 +76,11 @@ class Instance:
         self.failure: str | None = None
         self.measured = Measured()
         self.logbook = Logbook()
+        self._findings = Findings(plan, self.measured, emit=emit)
+        self._n_facts_taken = 0
         self._emit = emit
         self._on_change = on_change
+        self._on_ready = on_ready
         self._life = Lifecycle(since_s=time.monotonic())
         self._deaths: list[Exit] = []
         self._child: Child | None = None
@@ -114,20 +114,22 @@ class Instance:
         return InstanceFailed(f"llama-server process has terminated: {self.failure}")
 
     @property
+    def size_by_device(self) -> dict[str, int]:
+        """Return the bytes it takes of RAM and of each device: as in its last load, or planned."""
+        known = self.remembered
+        if known is not None and known.num_ctx == self.plan.model.num_ctx:
+            return known.bytes_by_device
+        return self.plan.sizes
+
+    @property
     def size_bytes(self) -> int:
-        """Return the memory it holds: as measured in its last load, else as estimated."""
-        return self.measured.total_bytes or self.plan.size_bytes
+        """Return the memory it takes, in all memories together."""
+        return sum(self.size_by_device.values())
 
     @property
     def kv_bytes(self) -> tuple[int, int] | None:
-        """Bytes of K and of V as the log told, to the byte where that agrees with the estimate."""
-        measured, estimate = self.measured.kv_bytes, self.plan.estimate
-        if measured is None:
-            return None
-        estimated = (estimate.k_bytes, estimate.v_bytes)
-        rounding_bytes = len(self.measured.caches) * ROUNDING_BYTES
-        agree = all(abs(m - e) <= rounding_bytes for m, e in zip(measured, estimated, strict=True))
-        return estimated if agree else measured
+        """Bytes of K and of V as the log told; None until then."""
+        return self._findings.kv_bytes
 
     @property
     def since_s(self) -> float:
@@ -141,8 +143,9 @@ class Instance:
 
     @property
     def private_bytes(self) -> int:
-        """The part of it that the operating system does not count as available: no mapped file."""
-        return self.measured.total_bytes - self.measured.mapped_bytes if self._upstream else 0
+        """The part of RAM that the operating system does not count as available: no mapped file."""
+        in_ram = self.measured.bytes_by_device.get(RAM, 0) - self.measured.mapped_bytes
+        return max(0, in_ram) if self._upstream else 0
 
     @property
     def idle_until_s(self) -> float:
@@ -165,8 +168,13 @@ class Instance:
             size_bytes=self.size_bytes,
             vram_bytes=self.measured.vram_bytes,
             kv_bytes=self.kv_bytes,
+            kv_warnings=self._kv_warnings(),
             idle_until_s=self.idle_until_s,
         )
+
+    def _kv_warnings(self) -> tuple[str, ...]:
+        known = (self.plan.slow_kv,) if self.plan.slow_kv else ()
+        return (*known, *self._findings.sentences) if self._upstream else ()
 
     async def ready(self, *, after: Upstream | None = None) -> Upstream:
         """Return the upstream once it serves; wait through a load, a crash and its backoff.
@@ -240,7 +248,9 @@ class Instance:
                 policy = self.plan.model.restart
                 verdict = decide(policy, self._deaths, now_s=now_s, jitter=draw_jitter())
             if isinstance(verdict, GiveUp):
-                self.failure = self._with_last_lines(verdict.reason)
+                self.failure = with_last_lines(
+                    verdict.reason, self.measured.failure, self.logbook.tail(LOOKED_AT_LINES)
+                )
                 self._enter(State.FAILED)
                 self._emit(events.GaveUp(self.plan.name, self.failure))
                 return
@@ -278,7 +288,8 @@ class Instance:
             logbook=self.logbook,
             notify=self.notify,
         )
-        self.measured = watch.measured
+        self.measured, self._n_facts_taken = watch.measured, 0
+        self._findings = Findings(self.plan, self.measured, emit=self._emit, probe=self.probe)
         try:
             orphans.record(child.pid, child.create_time, self.plan.socket)
             self._enter(State.LOADING)
@@ -294,7 +305,7 @@ class Instance:
             child.kill()
             await child.aclose()
             orphans.forget(self.plan.socket)
-        return self._explained(end)
+        return explained(end, self.measured.failure, self.logbook.tail(LOOKED_AT_LINES))
 
     async def _hold(self, child: Child, watch: Watch) -> Exit:
         """Look at every piece of news until the process has ended or has been stopped."""
@@ -312,6 +323,8 @@ class Instance:
                 return await self._stop(child, upstream, watch)
             if self.state is State.LOADING and watch.is_ready:
                 self._become_ready(upstream)
+            if self.state is State.READY:
+                self._take_in()
             if self.state is State.READY and self.is_leaving:
                 self._enter(State.DRAINING)
                 continue
@@ -331,12 +344,17 @@ class Instance:
         self._upstream = upstream
         self._is_trial = False
         load_s = self._enter(State.READY)
-        kv_bytes = self.kv_bytes
         pair = str(self.plan.model.kv_cache_type)
-        self._emit(events.Ready(self.plan.name, load_s, kv_bytes, pair))
-        estimated = self.plan.estimate.kv_bytes
-        if kv_bytes and abs(sum(kv_bytes) - estimated) > _SIZE_TOLERANCE * sum(kv_bytes):
-            self._emit(events.SizeDiffers(self.plan.name, estimated, sum(kv_bytes)))
+        self._emit(events.Ready(self.plan.name, load_s, self.kv_bytes, pair))
+
+    def _take_in(self) -> None:
+        """Take up what the log has told since; it may come later than the event that it serves."""
+        self._findings.tell()
+        if self.measured.n_load_facts != self._n_facts_taken:
+            self._n_facts_taken = self.measured.n_load_facts
+            if self.measured.total_bytes:
+                self.remembered = sizes_of(self.plan, self.measured)
+            self._on_ready(self)
 
     async def _stop(self, child: Child, upstream: Upstream, watch: Watch) -> Exit:
         if self.state is State.READY:
@@ -354,35 +372,11 @@ class Instance:
         self._emit(events.Stopped(self.plan.name, took_s, was_killed))
         return Exit(ExitCause.ASKED, child.returncode, time.monotonic(), 0.0)
 
-    def _explained(self, end: Exit) -> Exit:
-        """Return ``end`` with the cause that the log and the exit code tell."""
-        if end.cause is not ExitCause.ENDED:
-            return end
-        tail = self.logbook.tail(12)
-        failure, code = self.measured.failure, end.returncode or 0
-        if failure is not None and not end.ready_for_s:
-            return _replace(end, failure.cause, failure.message)
-        if code < 0:
-            is_warmup = not end.ready_for_s and any(_WARMING_UP in line for line in tail)
-            return _replace(end, ExitCause.CRASH_IN_WARMUP if is_warmup else ExitCause.CRASHED, "")
-        return _replace(end, ExitCause.ENDED, tail[-1] if tail else "")
-
-    def _with_last_lines(self, reason: str) -> str:
-        """Add the end of its log to why it was given up, unless one line is known to say why."""
-        if self.measured.failure is not None:
-            return reason
-        lines = [line for line in self.logbook.tail(_LAST_LINES) if line and line not in reason]
-        return f"{reason}; its last lines: {' | '.join(lines)}" if lines else reason
-
     def _enter(self, state: State) -> float:
         spent_s = self._life.enter(state, now_s=time.monotonic())
         self.notify()
         self._on_change()
         return spent_s
-
-
-def _replace(end: Exit, cause: ExitCause, detail: str) -> Exit:
-    return Exit(cause, end.returncode, end.at_s, end.ready_for_s, detail)
 
 
 def _spawned(plan: Plan, child: Child) -> events.Spawned:

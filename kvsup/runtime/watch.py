@@ -74,6 +74,7 @@ class Watch:
         # Not only before it is ready: the log's own thread may lag behind the event on stdout.
         if (fact := scan(line)) is not None:
             self.measured.note(fact)
+            self._notify()
 
     async def _ask_health(self) -> None:
         """Poll ``/health`` until it answers 200, unless the build announces itself by events."""

@@ -22,6 +22,11 @@ from kvsup.events import Event, describe
             events.SizeDiffers("m", 1 << 20, 2 << 20),
             "m: KV cache is 2 MiB, 1 MiB were estimated; the measured size counts",
         ),
+        (
+            events.TypeLearnt("m", "turbo3", 3.25),
+            "m: KV type turbo3 takes 3.25 bits an element, as this load told",
+        ),
+        (events.KVWarning("m", "K is not rotated"), "m: K is not rotated"),
         (events.Died("m", "died of a signal"), "m: died of a signal"),
         (events.Restarting("m", 1.25), "m: restarting in 1.2 s"),
         (

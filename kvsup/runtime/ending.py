@@ -1,0 +1,38 @@
+"""How the end of a process is explained: from its exit code and the end of its log."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kvsup.llama.logscan import LoadFailure
+from kvsup.restart import Exit, ExitCause
+
+LOOKED_AT_LINES = 12
+_LAST_LINES = 3
+_WARMING_UP = "warming up the model"
+
+
+def explained(end: Exit, failure: LoadFailure | None, tail: Sequence[str]) -> Exit:
+    """Return ``end`` with the cause that the log and the exit code tell.
+
+    Args:
+        end: as seen from outside.
+        failure: what its log told of a load that fails.
+        tail: the last lines of its log, ``LOOKED_AT_LINES`` of them.
+    """
+    if end.cause is not ExitCause.ENDED:
+        return end
+    if failure is not None and not end.ready_for_s:
+        return replace(end, cause=failure.cause, detail=failure.message)
+    if (end.returncode or 0) < 0:
+        is_warmup = not end.ready_for_s and any(_WARMING_UP in line for line in tail)
+        cause = ExitCause.CRASH_IN_WARMUP if is_warmup else ExitCause.CRASHED
+        return replace(end, cause=cause, detail="")
+    return replace(end, detail=tail[-1] if tail else "")
+
+
+def with_last_lines(reason: str, failure: LoadFailure | None, tail: Sequence[str]) -> str:
+    """Return why it was given up with the end of its log, unless one line is known to say why."""
+    if failure is not None:
+        return reason
+    lines = [line for line in tail[-_LAST_LINES:] if line and line not in reason]
+    return f"{reason}; its last lines: {' | '.join(lines)}" if lines else reason
