@@ -11,17 +11,23 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from kvsup.kvtypes import F16, FlashAttention, KVPair
+from kvsup.measures import Goal
 
 Kind = Literal["duration", "size", "pair"]
 
 
-def _kind(kind: Kind, description: str) -> Meta:
+def _kind(kind: Kind, description: str, *, auto: str | None = None) -> Meta:
     """Mark a field whose TOML value is a text that ``decode.py`` parses."""
-    return Meta(description=description, extra={"kind": kind})
+    return Meta(description=description, extra={"kind": kind, **({"auto": auto} if auto else {})})
 
 
-def _doc(description: str) -> Meta:
-    return Meta(description=description)
+def _doc(description: str, *, auto: str | None = None) -> Meta:
+    """Describe a field; ``auto`` names the field that is true where its value is "auto"."""
+    return Meta(description=description, extra={"auto": auto} if auto else None)
+
+
+_HIDDEN = Meta(extra={"hidden": True})
+"""Marks a field that is no key."""
 
 
 Switch = Literal["auto", "on", "off"]
@@ -66,9 +72,29 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     mmproj: Annotated[str | None, _doc("Projector GGUF for images or audio.")] = None
     kv_cache_type: Annotated[
         KVPair,
-        _kind("pair", 'KV cache types as "type_k:type_v", or one type for both, e.g. "q8_0:q5_1".'),
+        _kind(
+            "pair",
+            'KV cache types as "type_k:type_v", or one type for both, e.g. "q8_0:q5_1"; '
+            '"auto": what kvsup tune found.',
+            auto="kv_is_auto",
+        ),
     ] = F16
-    num_ctx: Annotated[NumCtx, _doc("Tokens that one request may use.")] = 4096
+    kv_is_auto: Annotated[bool, _HIDDEN] = False
+    """Until ``kv_cache_type`` is decided."""
+    kv_goal: Annotated[Goal, _doc('What kv_cache_type = "auto" looks for.')] = "balanced"
+    kv_slow: Annotated[
+        Literal["warn", "refuse", "fallback"],
+        _doc("A pair that this binary and device run slowly: say so, refuse, or use a fast one."),
+    ] = "warn"
+    num_ctx: Annotated[
+        NumCtx,
+        _doc(
+            'Tokens that one request may use; "auto": as many as fit in the memory that is free.',
+            auto="num_ctx_is_auto",
+        ),
+    ] = 4096
+    num_ctx_is_auto: Annotated[bool, _HIDDEN] = False
+    """``num_ctx`` is decided at each load; until then it is the least that is loaded."""
     num_parallel: Annotated[
         NumParallel, _doc("Requests served at once, each with num_ctx tokens.")
     ] = 1
@@ -107,6 +133,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prompt_cache_bytes: Annotated[
         int, _kind("size", "Host memory for prompts that lost their slot; 0 for none.")
     ] = field(default=1 << 30, name="prompt_cache")
+    draft_model: Annotated[
+        str | None, _doc("Smaller GGUF of the same vocabulary that drafts tokens, or none.")
+    ] = None
+    draft_kv_cache_type: Annotated[
+        KVPair, _kind("pair", "KV cache types of the draft model; it does not follow the model's.")
+    ] = F16
     system: Annotated[str | None, _doc("System prompt for requests without one.")] = None
     template: Annotated[str | None, _doc("Jinja chat template file instead of the GGUF's.")] = None
     reasoning: Annotated[Switch, _doc("Thinking, for models that can.")] = "auto"
@@ -144,7 +176,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     restart: Annotated[RestartConfig, _doc("What happens after a crash.")] = field(
         default_factory=RestartConfig
     )
-    source: Annotated[str, Meta(extra={"hidden": True})] = ""
+    source: Annotated[str, _HIDDEN] = ""
     """File that the model came from; not a key."""
 
 
@@ -178,6 +210,12 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_queue: Annotated[
         int, Meta(ge=0, description="Requests that may wait; one more is told the server is busy.")
     ] = 512
+    probe_after_s: Annotated[
+        float,
+        _kind(
+            "duration", 'Time without any request after which a new KV pair is probed; "-1": never.'
+        ),
+    ] = field(default=20.0, name="probe_after")
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _doc("Least severe line to print.")
     ] = "info"
@@ -188,11 +226,21 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, _kind("duration", "Time for running requests to end when kvsup stops.")
     ] = field(default=10.0, name="shutdown_timeout")
 
-    kv_cache_type: Annotated[KVPair | UnsetType, _kind("pair", "Default for every model.")] = UNSET
+    kv_cache_type: Annotated[
+        KVPair | UnsetType, _kind("pair", "Default for every model.", auto="kv_is_auto")
+    ] = UNSET
+    kv_is_auto: Annotated[bool, _HIDDEN] = False
     keep_alive_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
         field(default=UNSET, name="keep_alive")
     )
-    num_ctx: Annotated[NumCtx | UnsetType, _doc("Default for every model.")] = UNSET
+    kv_goal: Annotated[Goal | UnsetType, _doc("Default for every model.")] = UNSET
+    kv_slow: Annotated[
+        Literal["warn", "refuse", "fallback"] | UnsetType, _doc("Default for every model.")
+    ] = UNSET
+    num_ctx: Annotated[
+        NumCtx | UnsetType, _doc("Default for every model.", auto="num_ctx_is_auto")
+    ] = UNSET
+    num_ctx_is_auto: Annotated[bool, _HIDDEN] = False
     num_parallel: Annotated[NumParallel | UnsetType, _doc("Default for every model.")] = UNSET
     flash_attention: Annotated[FlashAttention | UnsetType, _doc("Default for every model.")] = UNSET
     load_timeout_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
@@ -203,6 +251,8 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 SHARED_KEYS = (
     "kv_cache_type",
+    "kv_goal",
+    "kv_slow",
     "keep_alive",
     "num_ctx",
     "num_parallel",
@@ -216,5 +266,6 @@ SHARED_KEYS = (
 def canonical(model: ModelConfig) -> dict[str, Any]:
     """Return every value of ``model`` as plain data with stable order, for digests and ``show``."""
     plain = msgspec.to_builtins(model, enc_hook=str)
-    plain["kv_cache_type"] = str(model.kv_cache_type)
+    plain["kv_cache_type"] = "auto" if model.kv_is_auto else str(model.kv_cache_type)
+    plain["draft_kv_cache_type"] = str(model.draft_kv_cache_type)
     return dict(sorted(plain.items()))

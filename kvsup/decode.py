@@ -61,6 +61,9 @@ class _Decoder:
                 self._add(where, f"unknown key; {_nearest(key, tuple(fields))}")
                 continue
             info = fields[key]
+            if value == "auto" and (flag := _extra(info.type, "auto")):
+                values[flag] = True
+                continue
             try:
                 values[info.name] = self._value(info.type, value, where)
             except (ValueError, msgspec.ValidationError) as error:
@@ -213,6 +216,8 @@ def _readable(message: str) -> str:
 def _choices(annotation: Any) -> str:
     """Return the words to write where a field takes only a few."""
     bare = _bare(annotation)
+    if _extra(annotation, "auto") and not _kind(annotation):
+        return '; write a number or "auto"'
     literal = next((a for a in (bare, *get_args(bare)) if get_origin(a) is Literal), None)
     if literal is None:
         return ""

@@ -115,6 +115,8 @@ def fit(
     for option, wanted in _quantities(asked, trained_tokens, n_processors):
         key = _ORDERED[option]
         there: int | None = getattr(decided, key)
+        if option == "num_ctx" and model.num_ctx_is_auto:
+            continue  # it has, or gets, as much as fits
         if there is None:
             changes.update({} if is_running else {key: wanted})
         elif wanted > there and model.on_bigger_request == "reload":
@@ -154,7 +156,7 @@ def unmet(
         if _choice(asked, key) not in {None, chosen} and not is_open:
             yield f"{key} is decided at the load, this one was loaded otherwise"
     if asked.draft_num_predict:
-        yield "draft_num_predict needs a draft model; give one by extra_args"
+        yield "draft_num_predict is not taken from a request; see draft_model and extra_args"
 
 
 def _choice(asked: Asked, key: str) -> int | bool | None:

@@ -6,16 +6,22 @@ what was read from disk comes in.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
+from kvsup.capacity import largest_context
 from kvsup.config import ModelConfig, canonical
 from kvsup.gguf import Metadata, Tensor
+from kvsup.kvtypes import KVPair
 from kvsup.llama.argv import EMPTY_CONFIG_DIR, build_argv, build_environment
 from kvsup.llama.binary import Binary
-from kvsup.memory import CELL_TOKENS, Estimate, Launch, estimate
+from kvsup.memory import CELL_TOKENS, Draft, Estimate, Launch, estimate
 from kvsup.modelshape import ModelShape
+from kvsup.placement import place
+from kvsup.residency import RAM
+from kvsup.slowpaths import Backend, backend_of
 
 ALLOWANCE_BYTES = 64 << 20
 """Counted beside weights, KV cache and compute buffers: the process itself and its HTTP side."""
@@ -50,6 +56,8 @@ class ModelFile:
     """Those of all parts."""
     has_fim_tokens: bool = False
     """Whether the vocabulary has tokens to fill in a middle with."""
+    draft: "ModelFile | None" = None
+    """The draft model's weights, of which only shape and size are of interest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,10 @@ class Plan:
 
     notes: tuple[str, ...]
     """What its owner should know of how it was decided."""
+    learnt: Mapping[str, float] = field(default_factory=dict)
+    """Bytes an element of KV types that only earlier loads have told."""
+    slow_kv: str = ""
+    """Why its KV pair is slow on this binary and device; empty where nothing is known of it."""
 
     @property
     def name(self) -> str:
@@ -86,6 +98,28 @@ class Plan:
     def size_bytes(self) -> int:
         """Return the memory that is set aside for it before it has been measured."""
         return self.estimate.total_bytes + ALLOWANCE_BYTES
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return ``size_bytes`` by where it will lie: ``RAM``, and devices by name."""
+        placed = self.placed(self.estimate)
+        return {**placed, RAM: placed[RAM] + ALLOWANCE_BYTES}
+
+    def placed(self, result: Estimate) -> dict[str, int]:
+        """Return the bytes of an estimate by where they will lie."""
+        return place(
+            result,
+            [(device.name, device.total_bytes) for device in self.binary.devices],
+            n_layers=len(self.file.shape.layers),
+            gpu_layers=self.model.gpu_layers,
+            main_gpu=self.model.main_gpu,
+        )
+
+    @property
+    def launch(self) -> Launch:
+        """Return the parameters that decide its memory."""
+        backend = _backend(self.binary, self.model)
+        return launch_of(self.model, embeds=self.pooling is not None, backend=backend)
 
     @property
     def slot_tokens(self) -> int:
@@ -99,10 +133,58 @@ class Plan:
 
     def configured_as(self, configured: ModelConfig) -> "Plan":
         """Return the plan of the same catalogue entry under other settings, with its digest."""
-        plan = _decide(
-            configured, self.binary, self.file, environment=self.environment, run_dir=self.run_dir
+        return replace(self._decided(configured), digest=self.digest)
+
+    def with_room(self, room_bytes: int) -> "Plan":
+        """Return the plan with the largest context that takes ``room_bytes`` at most.
+
+        Where not even the least fits it is the least; identity and digest stay.
+        """
+        least = self.configured.num_ctx
+        return self.with_num_ctx(max(self.largest_num_ctx(room_bytes) or least, least))
+
+    def with_num_ctx(self, num_ctx: int) -> "Plan":
+        """Return the plan of a load that gets ``num_ctx``; identity and digest stay."""
+        decided = self._decided(self.configured, num_ctx=num_ctx)
+        return replace(decided, notes=self.notes, slow_kv=self.slow_kv)
+
+    def estimate_of(self, pair: KVPair) -> Estimate:
+        """Return what it would take with another pair."""
+        return estimate(
+            self.file.shape,
+            pair,
+            self.launch,
+            weights_bytes=self.file.size_bytes,
+            bytes_per_element=self.learnt,
+            draft=draft_of(self.model, self.file),
         )
-        return replace(plan, digest=self.digest)
+
+    def largest_num_ctx(self, room_bytes: int, *, pair: KVPair | None = None) -> int | None:
+        """Return the tokens of one request that fit in ``room_bytes``; None where none do.
+
+        At most what the model was trained for; ``pair`` is another than its own.
+        """
+        return largest_context(
+            self.file.shape,
+            pair or self.model.kv_cache_type,
+            self.launch,
+            weights_bytes=self.file.size_bytes,
+            budget_bytes=room_bytes,
+            bytes_per_element=self.learnt,
+            draft=draft_of(self.model, self.file),
+            allowance_bytes=ALLOWANCE_BYTES,
+        )
+
+    def _decided(self, configured: ModelConfig, *, num_ctx: int | None = None) -> "Plan":
+        return _decide(
+            configured,
+            self.binary,
+            self.file,
+            environment=self.environment,
+            run_dir=self.run_dir,
+            learnt=self.learnt,
+            num_ctx=num_ctx,
+        )
 
 
 def make_plan(
@@ -112,6 +194,9 @@ def make_plan(
     *,
     inherited: Mapping[str, str],
     run_dir: str,
+    learnt: Mapping[str, float] | None = None,
+    note: str = "",
+    slow_kv: str = "",
 ) -> Plan:
     """Return the plan of ``model``, with ``num_ctx`` clipped to what the model was trained for.
 
@@ -123,10 +208,16 @@ def make_plan(
         file: its weights.
         inherited: the environment of kvsup.
         run_dir: private folder for sockets; short, since a socket's path has 107 bytes at most.
+        learnt: bytes an element of KV types that only earlier loads have told.
+        note: what its owner should know of how ``model`` came about.
+        slow_kv: why its KV pair is slow here.
     """
     config_home = f"{run_dir}/{EMPTY_CONFIG_DIR}"
     environment = build_environment(inherited, model.env, config_home=config_home)
-    return _decide(model, binary, file, environment=environment, run_dir=run_dir)
+    plan = _decide(
+        model, binary, file, environment=environment, run_dir=run_dir, learnt=learnt or {}
+    )
+    return replace(plan, notes=(*filter(None, [note]), *plan.notes), slow_kv=slow_kv)
 
 
 def _decide(
@@ -136,18 +227,27 @@ def _decide(
     *,
     environment: Mapping[str, str],
     run_dir: str,
+    learnt: Mapping[str, float],
+    num_ctx: int | None = None,
 ) -> Plan:
+    """Return a plan; ``num_ctx`` is what this load gets of a context that is decided at loads."""
     architecture = file.metadata.architecture
     pooling = file.metadata.integer(f"{architecture}.pooling_type")
-    model, notes = _settled(
-        configured,
+    settle = partial(
+        _settled,
         trained_tokens=file.metadata.integer(f"{architecture}.context_length"),
         is_on_cpu=not binary.devices,
         embeds=pooling is not None or configured.embedding == "on",
         fills_in=file.has_fim_tokens,
     )
+    model, notes = settle(configured)
     bare = build_argv(binary, model, socket="", pooling=pooling)
-    identity = _digest(*bare, *(f"{k}={v}" for k, v in sorted(model.env.items())), file.stamp)
+    auto = ("num_ctx = auto",) if configured.num_ctx_is_auto else ()
+    variables = (f"{name}={value}" for name, value in sorted(model.env.items()))
+    identity = _digest(*bare, *auto, *variables, file.stamp)
+    digest = _digest(msgspec.json.encode(canonical(model)).decode(), file.stamp)
+    if num_ctx is not None:
+        model, notes = settle(msgspec.structs.replace(configured, num_ctx=num_ctx))
     socket = f"{run_dir}/{identity[:16]}.sock"
     return Plan(
         model=model,
@@ -161,13 +261,16 @@ def _decide(
         estimate=estimate(
             file.shape,
             model.kv_cache_type,
-            launch_of(model),
+            launch_of(model, embeds=pooling is not None, backend=_backend(binary, model)),
             weights_bytes=file.size_bytes,
+            bytes_per_element=learnt,
+            draft=draft_of(model, file),
         ),
         pooling=pooling,
         identity=identity,
         notes=notes,
-        digest=_digest(msgspec.json.encode(canonical(model)).decode(), file.stamp),
+        digest=digest,
+        learnt=learnt,
     )
 
 
@@ -202,8 +305,8 @@ def _settled(
     return settled, tuple(notes)
 
 
-def launch_of(model: ModelConfig) -> Launch:
-    """Return the launch parameters that decide the size of a model's caches."""
+def launch_of(model: ModelConfig, *, embeds: bool = False, backend: Backend = "cpu") -> Launch:
+    """Return the launch parameters that decide the size of a model's buffers."""
     return Launch(
         n_ctx_tokens=model.num_ctx * model.num_parallel,
         n_parallel=model.num_parallel,
@@ -212,7 +315,21 @@ def launch_of(model: ModelConfig) -> Launch:
         n_ubatch=model.ubatch_size or BATCH_TOKENS,
         swa_full=model.swa_full,
         flash_attention=model.flash_attention,
+        embeds=embeds or model.embedding == "on",
+        prompt_cache_bytes=model.prompt_cache_bytes,
+        backend=backend,
     )
+
+
+def _backend(binary: Binary, model: ModelConfig) -> Backend:
+    return backend_of([device.name for device in binary.devices], model.gpu_layers)
+
+
+def draft_of(model: ModelConfig, file: ModelFile) -> Draft | None:
+    """Return the model that drafts for it, as memory sees it."""
+    if file.draft is None:
+        return None
+    return Draft(file.draft.shape, file.draft.size_bytes, model.draft_kv_cache_type)
 
 
 def _digest(*parts: str) -> str:

@@ -6,8 +6,8 @@ no longer in ``residents``, that is when its process has been reaped.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kvsup.units import format_bytes
 
@@ -19,12 +19,19 @@ it the second would starve.
 """
 
 
+RAM = "RAM"
+"""The host's memory, beside devices by llama-server's names for them, e.g. ``CUDA0``."""
+
+Sizes = Mapping[str, int]
+"""Bytes in each memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resident:
     """One instance that holds memory, or will in a moment."""
 
     key: str
-    size_bytes: int
+    sizes: Sizes
     leases: int
     last_used_s: float
     """Monotonic time of the last release, or of the grant."""
@@ -40,10 +47,12 @@ class Budget:
     """What all residents together may hold."""
 
     memory_bytes: int | None
-    """None: memory is not limited here."""
+    """In all memories together; None: not limited here."""
     max_loaded: int | None
+    limits: Sizes = field(default_factory=dict)
+    """Bytes in each memory that is limited by itself."""
     is_estimated: bool = False
-    """The limit is what seemed free: a model alone may try all the same."""
+    """The limits are what seemed free: a model alone may try all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +77,34 @@ class Refuse:
 
 
 def admit(
-    key: str, size_bytes: int, residents: Sequence[Resident], budget: Budget
+    key: str, sizes: Sizes, residents: Sequence[Resident], budget: Budget
 ) -> Go | Wait | Refuse:
-    """Return whether an instance of ``size_bytes`` may be loaded beside ``residents``.
+    """Return whether an instance of ``sizes`` may be loaded beside ``residents``.
 
     Victims are idle, unpinned, least recently used first, and no more of them than needed.
     """
     others = [resident for resident in residents if resident.key != key]
-    if not _fits(size_bytes, [r for r in others if r.is_pinned], budget):
-        return Refuse(_explain(size_bytes, others, budget))
+    if not _fits(sizes, [r for r in others if r.is_pinned], budget):
+        return Refuse(_explain(sizes, others, budget))
     staying = [resident for resident in others if not resident.is_leaving]
     idle = sorted(
         (r for r in staying if not r.leases and not r.is_pinned),
         key=lambda r: (r.last_used_s, r.key),
     )
-    evict: list[str] = []
-    for victim in [None, *idle]:
-        if victim is not None:
-            staying.remove(victim)
-            evict.append(victim.key)
-        if _fits(size_bytes, staying, budget):
-            leaving = tuple(r.key for r in others if r.is_leaving)
-            if not evict and leaving and not _fits(size_bytes, others, budget):
-                return Wait(leaving)
-            return Go(tuple(evict))
-    return Wait(tuple(r.key for r in others if r.leases))
+    victims: list[Resident] = []
+    while not _fits(sizes, staying, budget) and len(victims) < len(idle):
+        victims.append(idle[len(victims)])
+        staying.remove(victims[-1])
+    if not _fits(sizes, staying, budget):
+        return Wait(tuple(r.key for r in others if r.leases))
+    for spared in victims[:-1]:  # what lies elsewhere, or is too small to matter, may stay
+        if _fits(sizes, [*staying, spared], budget):
+            victims.remove(spared)
+            staying.append(spared)
+    leaving = tuple(r.key for r in others if r.is_leaving)
+    if not victims and leaving and not _fits(sizes, others, budget):
+        return Wait(leaving)
+    return Go(tuple(victim.key for victim in victims))
 
 
 def idle_due(residents: Sequence[Resident], *, now_s: float) -> tuple[str, ...]:
@@ -108,20 +120,56 @@ def next_due_s(residents: Sequence[Resident]) -> float:
     return min(times, default=math.inf)
 
 
-def _fits(size_bytes: int, staying: Sequence[Resident], budget: Budget) -> bool:
+def room_bytes(memories: Collection[str], residents: Iterable[Resident], budget: Budget) -> int:
+    """Return what ``residents`` leave free of ``memories`` together; 0 at least.
+
+    Without any limit there is none to tell either: then it is 0, too.
+    """
+    held = together(resident.sizes for resident in residents)
+    rooms = [max(0, budget.limits[m] - held.get(m, 0)) for m in memories if m in budget.limits]
+    free_bytes = sum(rooms)
+    if budget.memory_bytes is not None:
+        left_bytes = max(0, budget.memory_bytes - sum(held.values()))
+        free_bytes = min(free_bytes, left_bytes) if rooms else left_bytes
+    return free_bytes
+
+
+def together(sizes: Iterable[Sizes]) -> dict[str, int]:
+    """Return the sum of ``sizes`` for each memory."""
+    total: dict[str, int] = {}
+    for each in sizes:
+        for memory, size_bytes in each.items():
+            total[memory] = total.get(memory, 0) + size_bytes
+    return total
+
+
+def _fits(sizes: Sizes, staying: Sequence[Resident], budget: Budget) -> bool:
     if budget.max_loaded is not None and len(staying) >= budget.max_loaded:
         return False
-    if budget.memory_bytes is None or (budget.is_estimated and not staying):
+    total = together([sizes, *(resident.sizes for resident in staying)])
+    if budget.memory_bytes is not None and sum(total.values()) > budget.memory_bytes:
+        return False
+    if budget.is_estimated and not staying:
         return True
-    return size_bytes + sum(r.size_bytes for r in staying) <= budget.memory_bytes
+    return all(total.get(memory, 0) <= limit for memory, limit in budget.limits.items())
 
 
-def _explain(size_bytes: int, others: Sequence[Resident], budget: Budget) -> str:
-    pinned_bytes = sum(r.size_bytes for r in others if r.is_pinned)
-    limit = "no limit" if budget.memory_bytes is None else format_bytes(budget.memory_bytes)
+def _explain(sizes: Sizes, others: Sequence[Resident], budget: Budget) -> str:
+    pinned = together(r.sizes for r in others if r.is_pinned)
+    limits = [format_bytes(budget.memory_bytes)] if budget.memory_bytes is not None else []
+    limits += [f"{format_bytes(limit)} of {memory}" for memory, limit in budget.limits.items()]
     models = "" if budget.max_loaded is None else f" for at most {budget.max_loaded} models"
     return (
-        f"needs {format_bytes(size_bytes)} beside {format_bytes(pinned_bytes)} of pinned models,"
-        f" the memory budget is {limit}{models};"
+        f"needs {_worded(sizes)} beside {_worded(pinned)} of pinned models,"
+        f" the memory budget is {' and '.join(limits) or 'no limit'}{models};"
         " raise memory or max_loaded_models, unpin a model, or choose smaller KV types or num_ctx"
     )
+
+
+def _worded(sizes: Sizes) -> str:
+    """Return the sum, and where it lies if that is not in RAM alone."""
+    total = format_bytes(sum(sizes.values()))
+    if set(sizes) <= {RAM}:
+        return total
+    parts = ", ".join(f"{format_bytes(n)} of {memory}" for memory, n in sorted(sizes.items()) if n)
+    return f"{total} ({parts})"

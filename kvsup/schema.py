@@ -59,6 +59,8 @@ def _object(kind: type[Struct]) -> dict[str, Any]:
             shape = _object(bare)
         else:
             shape = msgspec.json.schema(info.type)
+        if extra.get("auto"):
+            shape = {"anyOf": [shape, {"const": "auto"}]}
         shape["description"] = meta.description
         default = _default(info, extra.get("kind"))
         if default is not None:

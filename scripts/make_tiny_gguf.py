@@ -32,7 +32,7 @@ WITHOUT_THOUGHT = "</think>\n\n"
 _START = "<|im_start|>"
 _FIM = {"prefix": "<|fim_prefix|>", "suffix": "<|fim_suffix|>", "middle": "<|fim_middle|>"}
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-_N_HEAD_DIMS = 64
+_HEAD_DIMS = 64
 _N_FEED_FORWARD = 32
 _SCRIPT_LOGIT = 100.0
 _END_LOGIT = 40.0
@@ -92,6 +92,7 @@ def make_scripted(
     eos: str = "<|im_end|>",
     n_ctx_train: int = 4096,
     fim: bool = False,
+    head_dims: int = _HEAD_DIMS,
 ) -> int:
     """Write a ``llama`` model whose next token depends on the last one only; return its width.
 
@@ -118,9 +119,9 @@ def make_scripted(
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(path.stem)
     _add_shape(writer, n_ctx=n_ctx_train, width=width, n_feed_forward=_N_FEED_FORWARD)
-    writer.add_key_length(_N_HEAD_DIMS)
-    writer.add_value_length(_N_HEAD_DIMS)
-    writer.add_rope_dimension_count(_N_HEAD_DIMS)
+    writer.add_key_length(head_dims)
+    writer.add_value_length(head_dims)
+    writer.add_rope_dimension_count(head_dims)
     writer.add_layer_norm_rms_eps(1e-6)
     _add_vocabulary(writer, "llama", tokens)
     writer.add_unk_token_id(0)
@@ -131,7 +132,7 @@ def make_scripted(
     for place in _FIM if fim else ():
         writer.add_uint32(f"tokenizer.ggml.fim_{place[:3]}_token_id", ids[_FIM[place]])
     writer.add_chat_template(chat_template() if template is None else template)
-    return _finish(writer, _scripted_tensors(embedding, output), width)
+    return _finish(writer, _scripted_tensors(embedding, output, head_dims), width)
 
 
 def make_embedding(path: Path, *, n_ctx_train: int = 64) -> int:
@@ -233,11 +234,11 @@ def _transitions(
     return embedding, output
 
 
-def _scripted_tensors(embedding: Floats, output: Floats) -> dict[str, Floats]:
+def _scripted_tensors(embedding: Floats, output: Floats, head_dims: int) -> dict[str, Floats]:
     """Return tensors whose layer adds nothing, so the embedding reaches the output as it is."""
     width = embedding.shape[1]
     ones = np.ones(width, np.float32)
-    square = np.zeros((_N_HEAD_DIMS, width), np.float16)
+    square = np.zeros((head_dims, width), np.float16)
     wide = np.zeros((_N_FEED_FORWARD, width), np.float16)
     return {
         "token_embd.weight": embedding,

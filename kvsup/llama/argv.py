@@ -17,7 +17,7 @@ NOT_ARGUMENTS = frozenset(
     {
         "aliases", "keep_alive_s", "system", "options", "env", "llama_server", "preload", "pin",
         "load_timeout_s", "stop_timeout_s", "restart", "source", "on_bigger_request",
-        "allow_request_kv",
+        "allow_request_kv", "kv_is_auto", "kv_goal", "kv_slow", "num_ctx_is_auto",
     }
 )  # fmt: skip
 """Fields of ``ModelConfig`` that are kvsup's own business."""
@@ -38,6 +38,10 @@ _OWNED: dict[str, str] = {  # flag: what to write instead
     "--no-kv-unified": "kv_unified", "--swa-full": "swa_full",
     "-ctk": "kv_cache_type", "--cache-type-k": "kv_cache_type",
     "-ctv": "kv_cache_type", "--cache-type-v": "kv_cache_type",
+    "-md": "draft_model", "--model-draft": "draft_model", "--spec-draft-model": "draft_model",
+    "-ctkd": "draft_kv_cache_type", "--cache-type-k-draft": "draft_kv_cache_type",
+    "-ctvd": "draft_kv_cache_type", "--cache-type-v-draft": "draft_kv_cache_type",
+    "--spec-draft-type-k": "draft_kv_cache_type", "--spec-draft-type-v": "draft_kv_cache_type",
     "-fa": "flash_attention", "--flash-attn": "flash_attention",
     "-ngl": "gpu_layers", "--gpu-layers": "gpu_layers", "--n-gpu-layers": "gpu_layers",
     "-t": "threads", "--threads": "threads",
@@ -108,6 +112,10 @@ def _arguments(binary: Binary, model: ModelConfig, socket: str) -> Iterator[str]
         yield "--swa-full"
     if model.mmproj is not None:
         yield from ("--mmproj", model.mmproj)
+    if model.draft_model is not None:
+        draft = model.draft_kv_cache_type
+        yield from ("--model-draft", model.draft_model)
+        yield from ("--cache-type-k-draft", str(draft.k), "--cache-type-v-draft", str(draft.v))
     if model.gpu_layers is not None:
         yield from ("--gpu-layers", str(model.gpu_layers))
     if model.main_gpu is not None:

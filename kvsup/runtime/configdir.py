@@ -14,13 +14,17 @@ from kvsup.decode import Source, decode_host, decode_models, variant_name
 from kvsup.environment import read_environment
 from kvsup.errors import ConfigError, Problem
 from kvsup.keys import KeyRing
+from kvsup.kvchoice import choose
 from kvsup.llama.binary import Binary
 from kvsup.ollama.access import OriginRules
 from kvsup.plan import Plan, make_plan
 from kvsup.runtime import paths
 from kvsup.runtime.binaries import default_binary, probe
 from kvsup.runtime.keyfile import read_keys
+from kvsup.runtime.knowledge import machine_of
+from kvsup.runtime.learning import learnt_types
 from kvsup.runtime.modelfile import read_model_file
+from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.tomlfile import read_toml
 
 
@@ -162,12 +166,33 @@ class _Reading:
         if isinstance(binary, str):
             findings.append(("llama_server", binary))
         known = None if isinstance(binary, str) else binary
-        findings += model_findings(model, binary=known, shape=file.shape if file else None)
+        choice = None
+        if file is not None and known is not None:
+            store = Remembered(state)
+            choice = choose(model, file.shape, machine_of(store, known, file))
+            model = choice.model
+            findings += [("kv_cache_type", choice.refusal)] if choice.refusal else []
+        draft = file.draft if file else None
+        findings += model_findings(
+            model,
+            binary=known,
+            shape=file.shape if file else None,
+            draft_shape=draft.shape if draft else None,
+        )
         for finding in findings:
             self._note(model, source, finding)
         if findings or file is None or known is None:
             return None
-        return make_plan(model, known, file, inherited=self.environ, run_dir=str(run))
+        return make_plan(
+            model,
+            known,
+            file,
+            inherited=self.environ,
+            run_dir=str(run),
+            learnt=learnt_types(Remembered(state), known),
+            note=choice.note if choice else "",
+            slow_kv=choice.slow if choice else "",
+        )
 
     def _source(self, path: Path) -> Source | None:
         """Return a TOML file, parsed; None with its problem noted."""
@@ -222,6 +247,9 @@ def _with_paths(model: ModelConfig, folder: Path) -> ModelConfig:
         model,
         model=str(_absolute(model.model, folder)),
         mmproj=None if model.mmproj is None else str(_absolute(model.mmproj, folder)),
+        draft_model=None
+        if model.draft_model is None
+        else str(_absolute(model.draft_model, folder)),
         template=None if model.template is None else str(_absolute(model.template, folder)),
         llama_server=None if model.llama_server is None else _program(model.llama_server, folder),
     )

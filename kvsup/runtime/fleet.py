@@ -32,9 +32,12 @@ from kvsup.residency import (
     admit,
     idle_due,
     next_due_s,
+    room_bytes,
 )
-from kvsup.runtime.host import memory_available_bytes
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.making import make_instance
+from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.room import budget_now, filled_memories
 from kvsup.runtime.roster import Roster, is_of
 
 
@@ -56,11 +59,18 @@ class Fleet:
     """The instances of one configuration; every method runs on the event loop's thread."""
 
     def __init__(
-        self, plans: Iterable[Plan], host: HostConfig, *, emit: Callable[[events.Event], None]
+        self,
+        plans: Iterable[Plan],
+        host: HostConfig,
+        *,
+        store: Remembered,
+        emit: Callable[[events.Event], None],
     ) -> None:
         self._host = host
         self._emit = emit
-        self._roster = Roster(plans, make=partial(Instance, emit=emit, on_change=self._changed))
+        self._roster = Roster(
+            plans, make=partial(make_instance, store=store, emit=emit, on_change=self._changed)
+        )
         self._resident: dict[str, Instance] = {}
         self._queue: list[_Ticket] = []
         self._tasks: TaskGroup | None = None
@@ -93,6 +103,17 @@ class Fleet:
     def loaded(self) -> list[Instance]:
         """Return those that hold memory, retired ones included."""
         return list(self._resident.values())
+
+    def is_idle(self, *, since_s: float) -> bool:
+        """Say whether nobody has had or wanted anything since a monotonic time."""
+        return not self._queue and all(
+            i.leases == 0 and i.last_used_s <= since_s and i.state is not State.LOADING
+            for i in self._resident.values()
+        )
+
+    def has_room(self, plan: Plan) -> bool:
+        """Say whether ``plan`` would fit beside all that is loaded."""
+        return admit("", plan.sizes, self._residents(), self._budget()) == Go()
 
     async def changed(self) -> None:
         """Wait until something has changed: a state, a lease, the configuration."""
@@ -263,9 +284,13 @@ class Fleet:
         instance = ticket.instance
         residents = self._residents(superseded_by=instance)
         budget = self._budget()
+        if instance.plan.configured.num_ctx_is_auto:
+            staying = [r for r in residents if r.key != instance.key]
+            memories = filled_memories(instance.plan)
+            instance.plan = instance.plan.with_room(room_bytes(memories, staying, budget))
         if any(_supersedes(instance, other) for other in self._resident.values()):
             budget = replace(budget, is_estimated=False)  # alone it may try, in a place it may not
-        verdict = admit(instance.key, instance.size_bytes, residents, budget)
+        verdict = admit(instance.key, instance.size_by_device, residents, budget)
         match verdict:
             case Go(evict=()):
                 self._start(instance)
@@ -325,14 +350,7 @@ class Fleet:
         self._changed()
 
     def _budget(self) -> Budget:
-        """Return the limit: as configured, or what is free now and what residents hold already."""
-        if self._host.memory_bytes is not None:
-            return Budget(self._host.memory_bytes, self._host.max_loaded_models)
-        devices = next((p.binary.devices for p in self.plans()), ())
-        free_bytes = memory_available_bytes() + sum(d.total_bytes for d in devices)
-        held_bytes = sum(instance.private_bytes for instance in self._resident.values())
-        limit_bytes = free_bytes + held_bytes - self._host.memory_headroom_bytes
-        return Budget(limit_bytes, self._host.max_loaded_models, is_estimated=True)
+        return budget_now(self._host, self.plans(), self._resident.values())
 
     def _is_protected(self, instance: Instance) -> bool:
         """Say whether it was loaded so lately that what waits for it comes first."""
@@ -348,7 +366,7 @@ class Fleet:
             residents.append(
                 Resident(
                     key=key,
-                    size_bytes=instance.size_bytes,
+                    sizes=instance.size_by_device,
                     leases=leases,
                     last_used_s=-math.inf if is_last else instance.last_used_s,
                     idle_until_s=instance.idle_until_s,

@@ -35,6 +35,9 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         projector = _metadata(mmproj, _stamp(mmproj)) if mmproj else None
     except (GGUFError, OSError) as error:
         return None, [("mmproj", f"{mmproj}: {error}")]
+    draft, found_of_draft = _draft(model)
+    if found_of_draft:
+        return None, found_of_draft
     weights = [*parts, *((mmproj,) if mmproj else ())]
     others = [Path(named) for named in beside.values() if named]
     file = ModelFile(
@@ -43,13 +46,21 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         n_params=sum(header.n_params for header in headers),
         size_bytes=sum(weight.stat().st_size for weight in weights),
         modified_ns=path.stat().st_mtime_ns,
-        stamp=";".join(_stamp(each) for each in (*parts, *others)),
+        stamp=";".join([*map(_stamp, (*parts, *others)), *([draft.stamp] if draft else [])]),
         template=_template(model, headers[0]),
         projector=projector,
         tensors=tuple(tensor for header in headers for tensor in header.tensors),
         has_fim_tokens=_has_fim_tokens(parts[0], _stamp(parts[0])),
+        draft=draft,
     )
     return file, []
+
+
+def _draft(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]]:
+    if model.draft_model is None:
+        return None, []
+    file, findings = read_model_file(ModelConfig(model=model.draft_model))
+    return file, [("draft_model", message) for _, message in findings]
 
 
 def _template(model: ModelConfig, header: Metadata) -> str | None:

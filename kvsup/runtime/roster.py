@@ -161,7 +161,9 @@ class Roster:
             else:
                 if plan.model.keep_alive_s != instance.plan.model.keep_alive_s:
                     instance.keep_alive_s = plan.model.keep_alive_s
-                instance.plan = plan
+                loaded_tokens = instance.plan.model.num_ctx
+                is_auto = plan.configured.num_ctx_is_auto
+                instance.plan = plan.with_num_ctx(loaded_tokens) if is_auto else plan
             self._catalogue[instance.key] = instance
             for name in (plan.name, *plan.model.aliases):
                 self._names[_spelling(name)] = instance.key

@@ -91,7 +91,7 @@ def test_check_of_a_bad_folder_ends_with_2_and_every_problem(tmp_path: Path) -> 
     lines = [
         "kvsup.toml:2: prot: unknown key; did you mean port?",
         f"m.toml:1: model: {gone}",
-        "m.toml:2: num_ctx: expected int, got str",
+        'm.toml:2: num_ctx: expected int, got str; write a number or "auto"',
     ]
 
     for command in (["check", "."], ["run", "."], ["list", "-c", "."], ["argv", "m", "-c", "."]):

@@ -18,6 +18,7 @@ from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.paths import made
+from kvsup.runtime.remembered import Remembered
 from tests.standin.script import STANDIN
 
 SCENARIO_S = 30.0
@@ -80,7 +81,12 @@ class Running:
 async def running(configuration: Configuration) -> AsyncIterator[Running]:
     """Run a fleet; at the end nothing that it started may be left, and no lease."""
     told: list[events.Event] = []
-    fleet = Fleet(configuration.plans, configuration.host, emit=told.append)
+    fleet = Fleet(
+        configuration.plans,
+        configuration.host,
+        store=Remembered(configuration.state_dir),
+        emit=told.append,
+    )
     with anyio.fail_after(SCENARIO_S), made(configuration.run_dir):
         async with anyio.create_task_group() as tasks:
             await tasks.start(fleet.run)

@@ -34,7 +34,7 @@ configs/other.toml:1: name: 'Gone' is the name of a model in configs/gone.toml, 
 configs/typo.toml:3: variants.agent.kv_cache_type: 'q5_2' is no KV cache type of this \
 llama-server; did you mean 'q5_1'? it takes f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1
 configs/unknown.toml:2: keep_alve: unknown key; did you mean keep_alive?
-configs/unknown.toml:3: num_ctx: expected int, got str
+configs/unknown.toml:3: num_ctx: expected int, got str; write a number or "auto"
 configs/wild.toml:2: extra_args: --host is kvsup's own; drop it
 configs/wild.toml:2: extra_args: --cache_type_k=f32 is kvsup's own; use kv_cache_type
 configs/wild.toml:3: env.LLAMA_ARG_CTX_SIZE: would change what kvsup promises; \
@@ -136,7 +136,11 @@ def test_owned_variable_in_env_is_refused(folder: ConfigFolder, smollm2: Path, n
 @pytest.mark.parametrize(
     ("host", "environ", "problem"),
     [
-        ("num_ctx = 1\n", {}, "configs/kvsup.toml:3: num_ctx: expected int >= 4"),
+        (
+            "num_ctx = 1\n",
+            {},
+            'configs/kvsup.toml:3: num_ctx: expected int >= 4; write a number or "auto"',
+        ),
         ("num_parallel = 0\n", {}, "configs/kvsup.toml:3: num_parallel: expected int >= 1"),
         (
             'kv_cache_type = "q8_0:q9_0"\n',

@@ -19,7 +19,7 @@ KNOWN = frozenset({"--no-ui", "--offline", "--no-cache-idle-slots", "--no-log-ti
 BINARY = Binary("/bin/llama-server", "0.6.0", 11434, ("f16",), KNOWN, ())
 GPU = msgspec.structs.replace(BINARY, devices=(Device("CUDA0", "x", 1, 1),))
 OLD = msgspec.structs.replace(BINARY, flags=frozenset())
-MODEL = ModelConfig(name="m", model="/m.gguf")
+MODEL = ModelConfig(name="m", model="/m.gguf", draft_model="/d.gguf")
 
 CHANGES: dict[str, object] = {
     "name": "other",
@@ -40,6 +40,8 @@ CHANGES: dict[str, object] = {
     "reasoning": "off",
     "embedding": "on",
     "main_gpu": 1,
+    "draft_model": "/other.gguf",
+    "draft_kv_cache_type": parse_kv_pair("q8_0:q4_0"),
     "use_mmap": False,
     "extra_args": ("--rope-scale", "2"),
 }

@@ -15,7 +15,11 @@ NOTHING = Source("environment", {})
 
 
 def _keys(kind: type[msgspec.Struct]) -> set[str]:
-    return {f.encode_name for f in msgspec.structs.fields(kind)} - {"source"}
+    return {f.encode_name for f in msgspec.structs.fields(kind)} - {
+        "source",
+        "kv_is_auto",
+        "num_ctx_is_auto",
+    }
 
 
 def _problems_as_model(source: Source) -> list[str]:

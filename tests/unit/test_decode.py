@@ -89,7 +89,7 @@ def test_decode_of_a_wrong_file_reports_every_problem_with_its_line() -> None:
 
     assert _problems(text) == [
         "m.toml:1: kv_cache_typ: unknown key; did you mean kv_cache_type?",
-        "m.toml:2: num_ctx: expected int, got str",
+        'm.toml:2: num_ctx: expected int, got str; write a number or "auto"',
         "m.toml:3: num_parallel: expected int >= 1",
         f"m.toml:4: kv_cache_type: 'q8:0:1' is no pair of types; {WRITE_PAIR}",
         f'm.toml:5: keep_alive: time: invalid duration "soon"; {WRITE_DURATION}',
@@ -101,13 +101,14 @@ def test_decode_of_a_wrong_file_reports_every_problem_with_its_line() -> None:
         "m.toml:13: restart.max_deahts: unknown key; did you mean max_deaths?",
         "m.toml: model: missing; write model = …",
         "m.toml:18: variants.agent.name: a variant is named by its table; drop it",
-        "m.toml:16: variants.agent.num_ctx: expected int >= 4",
+        'm.toml:16: variants.agent.num_ctx: expected int >= 4; write a number or "auto"',
         'm.toml:17: variants.agent.kv_cache_type: is no text; write e.g. "q8_0:q5_1"',
     ]
 
 
 def _names(kind: type[msgspec.Struct]) -> list[str]:
-    return [f.encode_name for f in msgspec.structs.fields(kind) if f.encode_name != "source"]
+    hidden = {"source", "kv_is_auto", "num_ctx_is_auto"}
+    return [f.encode_name for f in msgspec.structs.fields(kind) if f.encode_name not in hidden]
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_fit_refusing_measures_against_what_training_bounds() -> None:
         (Asked(num_thread=9), "num_thread 9 was asked, 2 is there"),
         (Asked(num_gpu=99), "num_gpu 99 was asked, 0 is there"),
         (Asked(main_gpu=1), "main_gpu is decided at the load, this one was loaded otherwise"),
-        (Asked(draft_num_predict=4), "draft_num_predict needs a draft model; give one by"),
+        (Asked(draft_num_predict=4), "draft_num_predict is not taken from a request"),
     ],
 )
 def test_unmet_says_in_words_what_is_not_as_asked(asked: Asked, text: str) -> None:

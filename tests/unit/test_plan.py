@@ -92,6 +92,9 @@ def test_plan_estimate_grows_with_the_pair_and_the_slots() -> None:
 OTHER: dict[str, object] = {
     "allow_request_kv": False,
     "on_bigger_request": "clamp",
+    "kv_goal": "small",
+    "kv_slow": "refuse",
+    "kv_is_auto": True,
     "aliases": ("b",),
     "keep_alive_s": 1.0,
     "system": "Be short.",
@@ -106,7 +109,7 @@ OTHER: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("field", sorted(NOT_ARGUMENTS - {"env"}))
+@pytest.mark.parametrize("field", sorted(NOT_ARGUMENTS - {"env", "num_ctx_is_auto"}))
 def test_plan_identity_ignores_what_the_process_does_not_see(field: str) -> None:
     """An edit of these keeps the process: its identity, its socket, and its loaded weights."""
     changed = plan_of(msgspec.structs.replace(MODEL, **{field: OTHER[field]}))
@@ -121,6 +124,7 @@ def test_plan_identity_ignores_what_the_process_does_not_see(field: str) -> None
     [
         (msgspec.structs.replace(MODEL, kv_cache_type=parse_kv_pair("q8_0:q5_1")), FILE),
         (msgspec.structs.replace(MODEL, num_ctx=512), FILE),
+        (msgspec.structs.replace(MODEL, num_ctx_is_auto=True), FILE),
         (msgspec.structs.replace(MODEL, name="other"), FILE),
         (msgspec.structs.replace(MODEL, env={"A": "b"}), FILE),
         (msgspec.structs.replace(MODEL, extra_args=("--rope-scale", "2")), FILE),

@@ -8,14 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsup.residency import (
+    RAM,
     Budget,
     Go,
     Refuse,
     Resident,
+    Sizes,
     Wait,
     admit,
     idle_due,
     next_due_s,
+    room_bytes,
+    together,
 )
 
 NO_LIMIT = Budget(None, None)
@@ -31,7 +35,7 @@ def resident(
     leaving: bool = False,
 ) -> Resident:
     """Return a resident with the fields that a test names."""
-    return Resident(key, size_bytes, leases, used_s, is_pinned=pinned, is_leaving=leaving)
+    return Resident(key, {RAM: size_bytes}, leases, used_s, is_pinned=pinned, is_leaving=leaving)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,8 @@ def resident(
         ([resident("a", used_s=2.0), resident("b", used_s=1.0)], Budget(None, 2), Go(("b",))),
         ([resident("b", used_s=1.0), resident("a", used_s=1.0)], Budget(None, 2), Go(("a",))),
         ([resident("a", leases=1), resident("b")], Budget(None, 2), Go(("b",))),
-        ([resident("a", 2), resident("b", 8, used_s=1.0)], Budget(12, None), Go(("a", "b"))),
+        ([resident("a", 2), resident("b", 8, used_s=1.0)], Budget(12, None), Go(("b",))),
+        ([resident("a", 4), resident("b", 8, used_s=1.0)], Budget(12, None), Go(("a", "b"))),
         ([resident("a", pinned=True), resident("b")], Budget(None, 2), Go(("b",))),
     ],
 )
@@ -57,7 +62,7 @@ def test_admit_of_ten_bytes_beside_residents(
     residents: list[Resident], budget: Budget, verdict: Go | Wait
 ) -> None:
     """Room is made by the idle, least recently used first, no more of them than needed."""
-    assert admit("new", 10, residents, budget) == verdict
+    assert admit("new", {RAM: 10}, residents, budget) == verdict
 
 
 @pytest.mark.parametrize(
@@ -72,7 +77,7 @@ def test_admit_of_what_can_never_fit_is_refused_with_the_numbers(
     residents: list[Resident], budget: Budget, says: str
 ) -> None:
     """Waiting would not help; the reason says what would."""
-    verdict = admit("new", 10, residents, budget)
+    verdict = admit("new", {RAM: 10}, residents, budget)
 
     assert isinstance(verdict, Refuse)
     assert says in verdict.reason
@@ -81,15 +86,18 @@ def test_admit_of_what_can_never_fit_is_refused_with_the_numbers(
 
 def test_admit_of_a_model_alone_tries_although_an_estimated_budget_says_no() -> None:
     """What seemed free is no reason to refuse the only model; what was configured is."""
-    assert admit("new", 10, [], Budget(5, None, is_estimated=True)) == Go()
-    assert admit("new", 10, [resident("a")], Budget(5, None, is_estimated=True)) == Go(("a",))
+    assert admit("new", {RAM: 10}, [], Budget(None, None, {RAM: 5}, is_estimated=True)) == Go()
+    assert admit(
+        "new", {RAM: 10}, [resident("a")], Budget(None, None, {RAM: 5}, is_estimated=True)
+    ) == Go(("a",))
 
 
+any_sizes = st.dictionaries(st.sampled_from([RAM, "CUDA0", "CUDA1"]), st.integers(0, 20))
 residents_of_any_kind = st.lists(
     st.builds(
         Resident,
         key=st.sampled_from("abcdefg"),
-        size_bytes=st.integers(0, 20),
+        sizes=any_sizes,
         leases=st.integers(0, 2),
         last_used_s=st.floats(0, 5),
         is_pinned=st.booleans(),
@@ -102,15 +110,16 @@ budgets = st.builds(
     Budget,
     memory_bytes=st.none() | st.integers(0, 60),
     max_loaded=st.none() | st.integers(1, 4),
+    limits=st.dictionaries(st.sampled_from([RAM, "CUDA0", "CUDA1"]), st.integers(0, 60)),
 )
 
 
-@given(st.integers(0, 30), residents_of_any_kind, budgets)
+@given(any_sizes, residents_of_any_kind, budgets)
 def test_admit_never_evicts_who_serves_or_is_pinned_and_keeps_within_the_budget(
-    size_bytes: int, residents: list[Resident], budget: Budget
+    sizes: Sizes, residents: list[Resident], budget: Budget
 ) -> None:
     """The invariant of residency, over every mix of residents and budgets."""
-    verdict = admit("new", size_bytes, residents, budget)
+    verdict = admit("new", sizes, residents, budget)
 
     match verdict:
         case Go(evict=evict):
@@ -119,8 +128,10 @@ def test_admit_never_evicts_who_serves_or_is_pinned_and_keeps_within_the_budget(
             assert not any(by_key[key].is_pinned or by_key[key].is_leaving for key in evict)
             gone = {r.key for r in residents if r.is_leaving} if evict else set()
             staying = [r for r in residents if r.key not in evict and r.key not in gone]
+            total = together([sizes, *(r.sizes for r in staying)])
             if budget.memory_bytes is not None:
-                assert size_bytes + sum(r.size_bytes for r in staying) <= budget.memory_bytes
+                assert sum(total.values()) <= budget.memory_bytes
+            assert all(total.get(memory, 0) <= limit for memory, limit in budget.limits.items())
             if budget.max_loaded is not None:
                 assert len(staying) < budget.max_loaded
         case Wait(blockers=blockers):
@@ -128,30 +139,30 @@ def test_admit_never_evicts_who_serves_or_is_pinned_and_keeps_within_the_budget(
             assert set(blockers) <= {r.key for r in residents}
         case Refuse():
             idle = [replace(r, leases=0) for r in residents if r.is_pinned]
-            assert isinstance(admit("new", size_bytes, idle, budget), Refuse)
+            assert isinstance(admit("new", sizes, idle, budget), Refuse)
 
 
-@given(st.integers(0, 30), residents_of_any_kind, budgets)
+@given(any_sizes, residents_of_any_kind, budgets)
 def test_admit_ends_in_go_or_refuse_once_everyone_is_idle_and_evicted_ones_are_gone(
-    size_bytes: int, residents: list[Resident], budget: Budget
+    sizes: Sizes, residents: list[Resident], budget: Budget
 ) -> None:
     """No one waits for ever: with the victims gone it is admitted at once."""
     here = [replace(r, leases=0, is_leaving=False) for r in residents]
-    verdict = admit("new", size_bytes, here, budget)
+    verdict = admit("new", sizes, here, budget)
 
     assert not isinstance(verdict, Wait)
     if isinstance(verdict, Go):
         left = [r for r in here if r.key not in verdict.evict]
-        assert admit("new", size_bytes, left, budget) == Go()
+        assert admit("new", sizes, left, budget) == Go()
 
 
-@given(st.integers(0, 30), residents_of_any_kind, budgets)
+@given(any_sizes, residents_of_any_kind, budgets)
 def test_admit_does_not_depend_on_the_order_of_residents(
-    size_bytes: int, residents: list[Resident], budget: Budget
+    sizes: Sizes, residents: list[Resident], budget: Budget
 ) -> None:
     """Deterministic: who goes is decided by use and name alone."""
-    one = admit("new", size_bytes, residents, budget)
-    other = admit("new", size_bytes, residents[::-1], budget)
+    one = admit("new", sizes, residents, budget)
+    other = admit("new", sizes, residents[::-1], budget)
 
     if isinstance(one, Wait):
         assert isinstance(other, Wait)
@@ -177,3 +188,41 @@ def test_idle_due_names_those_whose_time_is_over_and_who_serve_nobody() -> None:
 def test_next_due_of_nobody_is_never() -> None:
     """The fleet then sleeps until there is news."""
     assert math.isinf(next_due_s([]))
+
+
+def test_admit_evicts_only_from_the_memory_that_is_short() -> None:
+    """A model in RAM alone makes no room on a device, however long it was idle."""
+    residents = [
+        Resident("old in RAM", {RAM: 5}, 0, 0.0),
+        Resident("on the device", {RAM: 1, "CUDA0": 8}, 0, 1.0),
+    ]
+    budget = Budget(None, None, {RAM: 20, "CUDA0": 10})
+
+    assert admit("new", {RAM: 1, "CUDA0": 5}, residents, budget) == Go(("on the device",))
+    assert admit("new", {RAM: 1, "CUDA0": 2}, residents, budget) == Go()
+
+
+def test_refusal_says_which_memory_is_short() -> None:
+    """The numbers of each memory, since more RAM would not help."""
+    verdict = admit("new", {RAM: 1, "CUDA0": 11}, [], Budget(None, None, {RAM: 99, "CUDA0": 10}))
+
+    assert isinstance(verdict, Refuse)
+    assert "needs 12 B (11 B of CUDA0, 1 B of RAM)" in verdict.reason
+    assert "99 B of RAM and 10 B of CUDA0" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("memories", "budget", "expected"),
+    [
+        ([RAM], Budget(None, None, {RAM: 20}), 10),
+        (["CUDA0", "CUDA1"], Budget(None, None, {RAM: 20, "CUDA0": 9, "CUDA1": 7}), 12),
+        ([RAM], Budget(15, None, {RAM: 20}), 1),
+        ([RAM], Budget(15, None), 1),
+        ([RAM], Budget(None, None, {RAM: 3}), 0),
+    ],
+)
+def test_room_is_what_residents_leave(memories: list[str], budget: Budget, expected: int) -> None:
+    """Of the memories named, and within the limit of all together."""
+    residents = [Resident("a", {RAM: 10, "CUDA0": 4}, 0, 0.0)]
+
+    assert room_bytes(memories, residents, budget) == expected

@@ -1,0 +1,30 @@
+"""Makes instances that know what was measured of them before, and keep what will be."""
+
+from collections.abc import Callable
+
+from kvsup import events
+from kvsup.plan import Plan
+from kvsup.runtime.instance import Instance
+from kvsup.runtime.knowledge import probes_of
+from kvsup.runtime.learning import learn, remembered_sizes
+from kvsup.runtime.remembered import Remembered
+
+
+def make_instance(
+    plan: Plan,
+    *,
+    store: Remembered,
+    emit: Callable[[events.Event], None],
+    on_change: Callable[[], None],
+    is_trial: bool,
+) -> Instance:
+    """Return the instance of a plan, which knows what was measured of it and keeps what will be."""
+    return Instance(
+        plan,
+        emit=emit,
+        on_change=on_change,
+        on_ready=lambda instance: learn(store, instance.plan, instance.measured),
+        is_trial=is_trial,
+        remembered=remembered_sizes(store, plan),
+        probe=probes_of(store, plan).get(str(plan.model.kv_cache_type)),
+    )
