@@ -29,6 +29,8 @@ from kvsup.runtime import orphans, paths
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.paths import LLAMA_CONFIG
+from kvsup.runtime.remembered import Remembered
+from kvsup.tuning.prober import Prober
 
 logger = logging.getLogger("kvsup")
 
@@ -101,7 +103,12 @@ class Supervisor:
         self._configuration = configuration
         self._environ = environ
         self._keys_needed = keys_needed
-        self._fleet = Fleet(configuration.plans, configuration.host, emit=_log_event)
+        self._fleet = Fleet(
+            configuration.plans,
+            configuration.host,
+            store=Remembered(configuration.state_dir),
+            emit=_log_event,
+        )
         self._fleet_ended = anyio.Event()
         self._one_at_a_time = anyio.CapacityLimiter(1)
         self._is_stopping = False
@@ -138,6 +145,7 @@ class Supervisor:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._run_fleet, server)
             await tasks.start(self._obey_signals, server, tasks)
+            tasks.start_soon(self._prober().run)
             gc.collect()
             gc.freeze()
             listening()
@@ -145,6 +153,16 @@ class Supervisor:
             self._fleet.close(drain_s=0.0)
             await self._fleet_ended.wait()
             tasks.cancel_scope.cancel()
+
+    def _prober(self) -> Prober:
+        store = Remembered(self._configuration.state_dir)
+        return Prober(
+            self._fleet,
+            store,
+            idle_s=self._configuration.host.probe_after_s,
+            emit=_log_event,
+            reload=self._reload_or_tell,
+        )
 
     async def reload(self) -> None:
         """Read the configuration folder again and take up what changed.
@@ -244,7 +262,9 @@ def run(
                 logger.warning("whoever reaches %s can use every model: no API keys", host.host)
             for plan in configuration.plans:
                 for note in plan.notes:
-                    logger.warning("%s: %s", plan.name, note)
+                    logger.info("%s: %s", plan.name, note)
+                if plan.slow_kv:
+                    logger.warning("%s: %s", plan.name, plan.slow_kv)
             if LLAMA_CONFIG.exists():
                 logger.warning("every llama-server reads %s, too", LLAMA_CONFIG)
 

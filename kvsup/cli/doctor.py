@@ -3,19 +3,33 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import typer
 
-from kvsup import __version__
+from kvsup import __version__, slowpaths
 from kvsup.cli.client import base_url
 from kvsup.environment import ignored_variables
 from kvsup.errors import ConfigError
+from kvsup.kvtypes import parse_kv_pair
+from kvsup.llama.binary import Binary
 from kvsup.runtime import paths
 from kvsup.runtime.binaries import default_binary, probe
 from kvsup.runtime.configdir import read_configuration
+from kvsup.runtime.learning import fa_quants
+from kvsup.runtime.remembered import Remembered
 from kvsup.units import format_bytes
+
+_USUAL = ("q8_0:q8_0", "q8_0:q5_1", "q8_0:q4_0", "q4_0:q4_0", "f16:q8_0", "iq4_nl:iq4_nl")
+_WORDS = {
+    "fast": "fast",
+    "converted": "slower, converted to f16 on each step",
+    "cpu": "slow, on the CPU",
+    "aborts": "may abort",
+    "unknown": "not known",
+}
 
 Finding = tuple[str, bool, str]
 """What was looked at, whether it is well, and what was found."""
@@ -49,6 +63,46 @@ def _binary() -> Iterator[Finding]:
         f"{d.name} {d.description}, {format_bytes(d.free_bytes)} free" for d in binary.devices
     ]
     yield "devices", True, "; ".join(devices) or "CPU only"
+    yield from _kv_paths(binary)
+
+
+def _kv_paths(binary: Binary) -> Iterator[Finding]:
+    """Yield how fast the usual KV pairs are on each kind of device, and how to build what is not.
+
+    Heads of 128 are taken, as most models have them; ``kvsup check`` says it of each model.
+    """
+    compiled = fa_quants(Remembered(paths.state_dir(None)), binary)
+    backends: list[slowpaths.Backend] = [
+        slowpaths.backend_of([device.name], None) for device in binary.devices
+    ]
+    if not backends:
+        backends = ["cpu"]
+    for backend in dict.fromkeys(backends):
+        path_by_pair = {
+            pair: slowpaths.path_of(
+                parse_kv_pair(pair),
+                backend,
+                build=None if binary.kv_layer_flags else binary.build,
+                head_k=128,
+                head_v=128,
+                fa_quants=compiled,
+                flash_attention="on",
+            )
+            for pair in _USUAL
+        }
+        yield f"KV pairs on {backend}", True, _summary(path_by_pair)
+        if backend == "cpu":
+            word = "f16:f16 reads prompts fastest, others may write faster; kvsup probe measures"
+            yield f"KV pairs on {backend}", True, word
+
+
+def _summary(path_by_pair: Mapping[str, slowpaths.Path]) -> str:
+    pairs: dict[str, list[str]] = {}
+    for pair, path in path_by_pair.items():
+        pairs.setdefault(_WORDS[path.verdict], []).append(pair)
+    texts = [f"{word}: {', '.join(names)}" for word, names in pairs.items()]
+    mends = (f"for {pair}, {path.mend}" for pair, path in path_by_pair.items() if path.mend)
+    return "; ".join([*texts, *islice(mends, 1)])
 
 
 def _configuration(argument: Path | None) -> Iterator[Finding]:

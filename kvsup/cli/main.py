@@ -8,17 +8,21 @@ import json
 import logging
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from kvsup import __version__
+from kvsup.cli import kv
+from kvsup.cli.arguments import (
+    AsJson,
+    ConfigDir,
+    ConfigOption,
+    Model,
+    configuration_of,
+    plan_of,
+)
 from kvsup.errors import ConfigError, KvsupError
-
-if TYPE_CHECKING:
-    from kvsup.plan import Plan
-    from kvsup.runtime.configdir import Configuration
 
 app = typer.Typer(
     name="kvsup",
@@ -28,19 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ConfigDir = Annotated[
-    Path | None,
-    typer.Argument(
-        help="Folder of TOML files; default: $KVSUP_CONFIG_DIR, ./configs, ~/.config/kvsup.",
-        show_default=False,
-    ),
-]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Folder of TOML files.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str, typer.Argument(help="Name of a model.", show_default=False)]
 
 
 def main() -> None:
@@ -66,7 +57,7 @@ def run(
     """Serve the models of a configuration folder until a signal ends it."""
     from kvsup import serve
 
-    configuration = _configuration(config_dir)
+    configuration = configuration_of(config_dir)
     _log_to_stderr(log_level or configuration.host.log_level)
     serve.run(configuration, os.environ, is_insecure=insecure)
 
@@ -75,7 +66,7 @@ def run(
 def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
     """Check every file of a configuration folder; exit code 2 with all problems if any."""
     try:
-        configuration = _configuration(config_dir)
+        configuration = configuration_of(config_dir)
     except ConfigError as error:
         if not as_json:
             raise
@@ -85,13 +76,13 @@ def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
         ]
         typer.echo(json.dumps({"problems": problems or [{"message": str(error)}]}))
         raise typer.Exit(2) from error
-    if as_json:
-        typer.echo(json.dumps({"problems": []}))
-        return
-    for plan in configuration.plans:
-        typer.echo(f"{plan.name}: {plan.model.kv_cache_type}, {plan.model.num_ctx} tokens: fine")
-        for note in plan.notes:
-            typer.echo(f"{plan.name}: {note}")
+    from kvsup.cli.check import show as show_checks
+
+    show_checks(configuration, as_json=as_json)
+
+
+for _command in (kv.estimate, kv.probe, kv.tune):
+    app.command()(_command)
 
 
 @app.command()
@@ -103,7 +94,7 @@ def argv(
     """Print the exact command line that ``run`` spawns for a model."""
     import shlex
 
-    plan = _plan(model, config)
+    plan = plan_of(model, configuration_of(config))
     typer.echo(json.dumps(list(plan.argv)) if as_json else shlex.join(plan.argv))
 
 
@@ -112,7 +103,7 @@ def list_models(config: ConfigOption = None, as_json: AsJson = False) -> None:
     """List the configured models with the KV bytes that each will take."""
     from kvsup.cli import tables
 
-    tables.show_plans(_configuration(config).plans, as_json=as_json)
+    tables.show_plans(configuration_of(config).plans, as_json=as_json)
 
 
 @app.command()
@@ -128,7 +119,7 @@ def show(model: Model, config: ConfigOption = None, as_json: AsJson = False) -> 
     """Show what is configured for a model and what it will take."""
     from kvsup.cli import tables
 
-    tables.show_plan(_plan(model, config), as_json=as_json)
+    tables.show_plan(plan_of(model, configuration_of(config)), as_json=as_json)
 
 
 @app.command()
@@ -211,25 +202,6 @@ def schema(
 def version(as_json: AsJson = False) -> None:
     """Print the version."""
     typer.echo(json.dumps({"version": __version__}) if as_json else f"kvsup {__version__}")
-
-
-def _configuration(folder: Path | None) -> "Configuration":
-    from kvsup.runtime.configdir import read_configuration
-    from kvsup.runtime.paths import config_dir
-
-    return read_configuration(config_dir(str(folder) if folder else None), os.environ)
-
-
-def _plan(name: str, folder: Path | None) -> "Plan":
-    from kvsup.ollama.names import lookup_keys
-
-    plans = _configuration(folder).plans
-    wanted = lookup_keys(name)[:1]
-    for plan in plans:
-        for own in (plan.name, *plan.model.aliases):
-            if lookup_keys(own)[:1] == wanted:
-                return plan
-    raise KvsupError(f"no model {name!r}; there are {', '.join(plan.name for plan in plans)}")
 
 
 def _log_to_stderr(level: str) -> None:

@@ -22,6 +22,7 @@ from kvsup.ollama import requests
 from kvsup.ollama.options import OPTIONS
 from kvsup.openai import requests as openai_requests
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.remembered import Remembered
 from tests import contract
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,11 @@ def _app_routes() -> list[Route]:
         """Change nothing."""
 
     store = Store(folder=nowhere, trash=nowhere, reload=reload)
-    routes = _routes(Fleet([], host, emit=lambda _event: None), store, max_body_bytes=1024)
+    routes = _routes(
+        Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None),
+        store,
+        max_body_bytes=1024,
+    )
     return [route for route in routes if isinstance(route, Route)]
 
 

@@ -316,7 +316,7 @@ def test_estimate_counts_room_to_convert_one_layer_in_where_a_device_needs_it(
     """CUDA reads prompts in f16: a copy of K and V of the widest layer, over all cells."""
     launch = replace(Launch(4096, 1), backend=backend)
 
-    result = _estimate(shape_from(SMOLLM2), pair, launch)
+    result = _estimate(shape_from("llama", SMOLLM2), pair, launch)
 
     assert result.scratch_bytes == 2 * 4096 * elements
     assert as_table(result)["scratch_bytes"] == result.scratch_bytes

@@ -124,6 +124,18 @@ def test_ps_entry_has_kv_types_and_bytes_after_ollamas_fields() -> None:
     ]
 
 
+def test_ps_entry_with_kv_warnings_has_them_last() -> None:
+    """One without has no such member, so that Ollama's contract holds."""
+    warned = dataclasses.replace(RUNNING, kv_warnings=("K (q8_0) is not rotated",))
+
+    (plain,) = _items(ps([RUNNING]))
+    (item,) = _items(ps([warned]))
+
+    assert "kv_warnings" not in plain
+    assert item == {**plain, "kv_warnings": ["K (q8_0) is not rotated"]}
+    assert list(item)[-1] == "kv_warnings"
+
+
 def test_ps_model_that_stays_is_first() -> None:
     """It expires at the end of Go's clock, which clients show as for ever."""
     stays = dataclasses.replace(RUNNING, name="s:latest", expires_at_ns=None)

@@ -16,6 +16,7 @@ from kvsup.config import HostConfig
 from kvsup.ollama import requests
 from kvsup.ollama.options import OPTIONS
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.remembered import Remembered
 
 DOCUMENT: dict[str, Any] = document("1.2.3")
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -29,7 +30,7 @@ async def _reload() -> None:
 def _routes() -> list[Route]:
     """Return the routes of a kvsup without models, from below the layers around them."""
     host, nowhere = HostConfig(), Path("nowhere")
-    fleet = Fleet([], host, emit=lambda _event: None)
+    fleet = Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None)
     store = Store(folder=nowhere, trash=nowhere, reload=_reload)
     app: Any = create_app(fleet, host, store=store, keys=lambda: None)
     while not hasattr(app, "routes"):
