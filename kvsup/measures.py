@@ -39,6 +39,11 @@ class SpeedProbe(Struct, frozen=True, kw_only=True):
         return self.speed.prompt_tokens_per_s / self.baseline.prompt_tokens_per_s
 
     @property
+    def ratios(self) -> tuple[float, float]:
+        """Return both ratios, of prompts and of generation."""
+        return self.prompt_ratio, self.generation_ratio
+
+    @property
     def generation_ratio(self) -> float:
         """Return the pair's generation speed as a part of f16:f16's."""
         return self.speed.generation_tokens_per_s / self.baseline.generation_tokens_per_s

@@ -347,7 +347,9 @@ def _compute_bytes(shape: ModelShape, launch: Launch, caches: tuple[Cache, ...])
     if not shape.caches and not shape.state_elements:
         width = launch.n_ubatch  # an encoder attends to its micro-batch alone
     masks_bytes = (2 if has_flash else 4) * launch.n_ubatch * width
-    logits_bytes = 4 * launch.n_parallel * shape.n_vocab
+    # Who serves vectors has every token for an output, and a model that writes its logits, too.
+    n_outputs = launch.n_ubatch if launch.embeds and shape.caches else launch.n_parallel
+    logits_bytes = 4 * n_outputs * shape.n_vocab
     activation_bytes = 4 * launch.n_ubatch * 5 * shape.n_embd
     activation_bytes += max(4 * launch.n_ubatch * 3 * shape.n_ff, logits_bytes)
     if not has_flash:

@@ -41,9 +41,11 @@ def place(
     graph_bytes = estimate.compute_bytes + estimate.scratch_bytes
     layers_bytes = estimate.total_bytes - graph_bytes
     wanted_bytes = layers_bytes * n_wanted // (n_layers + 1) + graph_bytes
-    room_bytes = sum(max(0, size - DEVICE_HEADROOM_BYTES) for _, size in used)
+    rooms = {name: max(0, size - DEVICE_HEADROOM_BYTES) for name, size in used}
+    room_bytes = sum(rooms.values())
     if gpu_layers is None:
         wanted_bytes = min(wanted_bytes, room_bytes)
-    total_bytes = sum(size for _, size in used) or 1
-    placed = {name: wanted_bytes * size // total_bytes for name, size in used}
+    if not room_bytes:  # it is to lie there all the same
+        rooms, room_bytes = dict(used), sum(size for _, size in used) or 1
+    placed = {name: wanted_bytes * room // room_bytes for name, room in rooms.items()}
     return {RAM: estimate.total_bytes - sum(placed.values()), **placed}

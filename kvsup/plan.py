@@ -14,6 +14,7 @@ import msgspec
 from kvsup.capacity import largest_context
 from kvsup.config import ModelConfig, canonical
 from kvsup.gguf import Metadata, Tensor
+from kvsup.kvchoice import Machine, backend_here, fast_pair, slowness
 from kvsup.kvtypes import KVPair
 from kvsup.llama.argv import EMPTY_CONFIG_DIR, build_argv, build_environment
 from kvsup.llama.binary import Binary
@@ -21,7 +22,7 @@ from kvsup.memory import CELL_TOKENS, Draft, Estimate, Launch, estimate
 from kvsup.modelshape import ModelShape
 from kvsup.placement import place
 from kvsup.residency import RAM
-from kvsup.slowpaths import Backend, backend_of
+from kvsup.slowpaths import Backend
 
 ALLOWANCE_BYTES = 64 << 20
 """Counted beside weights, KV cache and compute buffers: the process itself and its HTTP side."""
@@ -86,13 +87,20 @@ class Plan:
     """What its owner should know of how it was decided."""
     learnt: Mapping[str, float] = field(default_factory=dict)
     """Bytes an element of KV types that only earlier loads have told."""
+    machine: Machine = field(default_factory=Machine)
+    """What is known of running it here."""
     slow_kv: str = ""
-    """Why its KV pair is slow on this binary and device; empty where nothing is known of it."""
+    """Why its KV pair is slow here, and which is not; empty where nothing is known of it."""
 
     @property
     def name(self) -> str:
         """Return the name that the model is served under."""
         return self.model.name
+
+    @property
+    def key(self) -> str:
+        """Return what tells its process from one of the same name with another plan."""
+        return f"{self.name}#{self.identity[:16]}"
 
     @property
     def size_bytes(self) -> int:
@@ -114,6 +122,13 @@ class Plan:
             gpu_layers=self.model.gpu_layers,
             main_gpu=self.model.main_gpu,
         )
+
+    @property
+    def refusal(self) -> str:
+        """Return why it must not be served: ``kv_slow = "refuse"`` and a slow pair; else empty."""
+        if self.model.kv_slow != "refuse" or not self.slow_kv:
+            return ""
+        return f'{self.slow_kv}; use that, kv_slow = "warn", or measure again: kvsup probe'
 
     @property
     def launch(self) -> Launch:
@@ -145,8 +160,11 @@ class Plan:
 
     def with_num_ctx(self, num_ctx: int) -> "Plan":
         """Return the plan of a load that gets ``num_ctx``; identity and digest stay."""
-        decided = self._decided(self.configured, num_ctx=num_ctx)
-        return replace(decided, notes=self.notes, slow_kv=self.slow_kv)
+        return replace(self._decided(self.configured, num_ctx=num_ctx), notes=self.notes)
+
+    def on(self, machine: Machine) -> "Plan":
+        """Return the plan with what is known now of running it here."""
+        return replace(self, machine=machine, slow_kv=_slow(self.model, self.file, machine))
 
     def estimate_of(self, pair: KVPair) -> Estimate:
         """Return what it would take with another pair."""
@@ -164,15 +182,12 @@ class Plan:
 
         At most what the model was trained for; ``pair`` is another than its own.
         """
+        wanted = pair or self.model.kv_cache_type
+        configured = msgspec.structs.replace(self.configured, kv_cache_type=wanted)
         return largest_context(
-            self.file.shape,
-            pair or self.model.kv_cache_type,
-            self.launch,
-            weights_bytes=self.file.size_bytes,
+            lambda num_ctx: self._decided(configured, num_ctx=num_ctx).size_bytes,
+            trained_tokens=self.file.shape.n_ctx_train_tokens,
             budget_bytes=room_bytes,
-            bytes_per_element=self.learnt,
-            draft=draft_of(self.model, self.file),
-            allowance_bytes=ALLOWANCE_BYTES,
         )
 
     def _decided(self, configured: ModelConfig, *, num_ctx: int | None = None) -> "Plan":
@@ -183,6 +198,7 @@ class Plan:
             environment=self.environment,
             run_dir=self.run_dir,
             learnt=self.learnt,
+            machine=self.machine,
             num_ctx=num_ctx,
         )
 
@@ -196,7 +212,7 @@ def make_plan(
     run_dir: str,
     learnt: Mapping[str, float] | None = None,
     note: str = "",
-    slow_kv: str = "",
+    machine: Machine | None = None,
 ) -> Plan:
     """Return the plan of ``model``, with ``num_ctx`` clipped to what the model was trained for.
 
@@ -210,14 +226,20 @@ def make_plan(
         run_dir: private folder for sockets; short, since a socket's path has 107 bytes at most.
         learnt: bytes an element of KV types that only earlier loads have told.
         note: what its owner should know of how ``model`` came about.
-        slow_kv: why its KV pair is slow here.
+        machine: what is known of running it here.
     """
     config_home = f"{run_dir}/{EMPTY_CONFIG_DIR}"
     environment = build_environment(inherited, model.env, config_home=config_home)
     plan = _decide(
-        model, binary, file, environment=environment, run_dir=run_dir, learnt=learnt or {}
+        model,
+        binary,
+        file,
+        environment=environment,
+        run_dir=run_dir,
+        learnt=learnt or {},
+        machine=machine or Machine(binary.kv_types),
     )
-    return replace(plan, notes=(*filter(None, [note]), *plan.notes), slow_kv=slow_kv)
+    return replace(plan, notes=(*filter(None, [note]), *plan.notes))
 
 
 def _decide(
@@ -228,6 +250,7 @@ def _decide(
     environment: Mapping[str, str],
     run_dir: str,
     learnt: Mapping[str, float],
+    machine: Machine,
     num_ctx: int | None = None,
 ) -> Plan:
     """Return a plan; ``num_ctx`` is what this load gets of a context that is decided at loads."""
@@ -271,7 +294,15 @@ def _decide(
         notes=notes,
         digest=digest,
         learnt=learnt,
+        machine=machine,
+        slow_kv=_slow(model, file, machine),
     )
+
+
+def _slow(model: ModelConfig, file: ModelFile, machine: Machine) -> str:
+    slow = slowness(model.kv_cache_type, model, file.shape, machine)
+    fast = fast_pair(model, file.shape, machine) if slow else None
+    return f"{slow}; {fast} is fast here" if fast else slow or ""
 
 
 def _settled(
@@ -322,7 +353,7 @@ def launch_of(model: ModelConfig, *, embeds: bool = False, backend: Backend = "c
 
 
 def _backend(binary: Binary, model: ModelConfig) -> Backend:
-    return backend_of([device.name for device in binary.devices], model.gpu_layers)
+    return backend_here(model, [device.name for device in binary.devices])
 
 
 def draft_of(model: ModelConfig, file: ModelFile) -> Draft | None:

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from kvsup import events
 from kvsup.api.app import Store, create_app
 from kvsup.api.auth import is_loopback
+from kvsup.checks import model_advice
 from kvsup.config import HostConfig
 from kvsup.errors import ConfigError, KvsupError
+from kvsup.plan import Plan
 from kvsup.runtime import orphans, paths
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.paths import LLAMA_CONFIG
 from kvsup.runtime.remembered import Remembered
 from kvsup.tuning.prober import Prober
+from kvsup.tuning.trial import reap_trials
 
 logger = logging.getLogger("kvsup")
 
@@ -159,7 +162,7 @@ class Supervisor:
         return Prober(
             self._fleet,
             store,
-            idle_s=self._configuration.host.probe_after_s,
+            idle_s=lambda: self._configuration.host.probe_after_s,
             emit=_log_event,
             reload=self._reload_or_tell,
         )
@@ -179,6 +182,7 @@ class Supervisor:
         )
         if self._keys_needed and configuration.keys is None:
             raise ConfigError(_OPEN.format(host=old.host))
+        _tell(configuration.plans, told=self._fleet.plans())
         self._configuration = configuration
         new = configuration.host
         if (old.host, old.port, old.origins, old.state_dir, old.max_body_bytes) != (
@@ -236,6 +240,7 @@ def run(
         KvsupError: the port or the state folder is in use; the message says by whom.
     """
     with _lock(configuration.state_dir), paths.made(configuration.run_dir):
+        reap_trials(configuration.run_dir)
         for pid in orphans.reap(configuration.run_dir):
             logger.warning("killed a llama-server of an earlier run (pid %d)", pid)
         host = configuration.host
@@ -260,11 +265,7 @@ def run(
                 logger.info("API keys: %s", ", ".join(scopes))
             elif is_reachable:
                 logger.warning("whoever reaches %s can use every model: no API keys", host.host)
-            for plan in configuration.plans:
-                for note in plan.notes:
-                    logger.info("%s: %s", plan.name, note)
-                if plan.slow_kv:
-                    logger.warning("%s: %s", plan.name, plan.slow_kv)
+            _tell(configuration.plans)
             if LLAMA_CONFIG.exists():
                 logger.warning("every llama-server reads %s, too", LLAMA_CONFIG)
 
@@ -341,6 +342,23 @@ def _lock(state: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _tell(plans: Iterable[Plan], *, told: Iterable[Plan] = ()) -> None:
+    """Log what owners should know of how their models were decided, but for what was told."""
+    known = {(plan.name, word) for plan in told for word in (*plan.notes, *_warnings(plan))}
+    for plan in plans:
+        for level, words in ((logging.INFO, plan.notes), (logging.WARNING, _warnings(plan))):
+            for word in words:
+                if (plan.name, word) not in known:
+                    logger.log(level, "%s: %s", plan.name, word)
+
+
+def _warnings(plan: Plan) -> list[str]:
+    draft = plan.file.draft.shape if plan.file.draft else None
+    advice = model_advice(plan.model, binary=plan.binary, shape=plan.file.shape, draft_shape=draft)
+    slow = plan.refusal or plan.slow_kv
+    return [*(f"{key}: {message}" for key, message in advice), *([slow] if slow else [])]
 
 
 def _log_event(event: events.Event) -> None:

@@ -7,10 +7,9 @@ line is logged only by CUDA, and only when it converts.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
-from kvsup.kvtypes import F16, STOCK_TYPES, FlashAttention, KVPair, KVType, distance
+from kvsup.kvtypes import F16, STOCK_TYPES, FlashAttention, KVPair
 
 Backend = Literal[
     "cuda", "hip", "musa", "metal", "vulkan", "sycl", "opencl", "cann", "webgpu", "rpc", "cpu",
@@ -149,42 +148,13 @@ def path_of(
             f"{backend} has no flash attention for {pair}, so that it is switched off at the load: "
             "more memory, and slow at depth"
         )
-        return Path("unknown", text, path.mend, path.source)
+        return Path("cpu", text, path.mend, path.source)
     return path
 
 
 def worst_path(paths: Collection[Path]) -> Path | None:
     """Return the path that decides where layers differ, None of none."""
     return max(paths, key=lambda path: _ORDER.index(path.verdict), default=None)
-
-
-def nearest_fast(
-    pair: KVPair,
-    backend: Backend,
-    *,
-    build: int | None,
-    head_k: int | None = None,
-    head_v: int | None = None,
-    fa_quants: Collection[str] | None = None,
-    kv_types: Collection[str] = STOCK_TYPES,
-    allowed: Callable[[KVPair], bool] = lambda _: True,
-) -> KVPair | None:
-    """Return the fast pair nearest to ``pair``, of ``kv_types`` and ``allowed``; None if none is.
-
-    K is kept before V, and gets no fewer bits where that can be helped.
-    """
-    names = [name for name in STOCK_TYPES if name in kv_types]
-    pairs = [KVPair(KVType(k), KVType(v)) for k, v in product(names, repeat=2)]
-    fast = [
-        other
-        for other in pairs
-        if path_of(
-            other, backend, build=build, head_k=head_k, head_v=head_v, fa_quants=fa_quants
-        ).verdict
-        == "fast"
-        and allowed(other)
-    ]
-    return min(fast, key=lambda other: distance(pair, other), default=None)
 
 
 def scratch_bytes(
@@ -214,10 +184,10 @@ def _on_cpu(case: _Case) -> Path:
     if case.pair in {"f16:f16", "f32:f32"}:
         return Path("fast", f"{case.pair} has the fast kernels for prompts", "", source)
     text = (
-        f"{case.pair} runs on every CPU, but prompts are read row by row, some 2 to 8 times slower "
-        "than with f16:f16 at depth; q8_0:q8_0 writes faster: measure it"
+        f"{case.pair} runs on every CPU; prompts are read row by row, some 2 to 8 times slower "
+        "than with f16:f16 at depth, and q8_0:q8_0 writes faster: kvsup probe measures it"
     )
-    return Path("fast", text, "", source)
+    return Path("unknown", text, "", source)
 
 
 def _on_cuda(case: _Case) -> Path:

@@ -65,8 +65,11 @@ def plan_or_file(
     from kvsup.runtime import paths
     from kvsup.runtime.remembered import Remembered
 
+    fetched = model.removeprefix(paths.FETCHED)
     path = Path(model).expanduser()
-    if path.suffix == ".gguf":
+    if fetched != model:
+        path = paths.cache_dir() / "models" / fetched
+    if path.suffix.lower() == ".gguf":
         from kvsup.runtime.adhoc import plan_of_file
 
         return plan_of_file(path, os.environ), Remembered(paths.state_dir(None)), None

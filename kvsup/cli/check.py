@@ -12,39 +12,52 @@ from kvsup.cli.tables import plain_console
 from kvsup.kvchoice import SLOW_RATIO, fast_pair, is_slow, path_here
 from kvsup.kvrules import Finding, findings
 from kvsup.kvtypes import KVPair
+from kvsup.measures import SpeedProbe
 from kvsup.plan import Plan
 from kvsup.runtime.configdir import Configuration
-from kvsup.runtime.knowledge import machine_of
-from kvsup.runtime.remembered import Remembered
 from kvsup.slowpaths import Path
 
 
-def show(configuration: Configuration, *, as_json: bool) -> None:
-    """Print for each model of a right configuration what was checked, and what could be better."""
-    store = Remembered(configuration.state_dir)
+def show(configuration: Configuration, *, as_json: bool) -> bool:
+    """Print for each model of a right configuration what was checked, and what could be better.
+
+    Return whether all of them will be served.
+    """
+    problems = [
+        {"source": plan.model.source, "line": None, "key": "kv_cache_type", "message": plan.refusal}
+        for plan in configuration.plans
+        if plan.refusal
+    ]
     if as_json:
-        models = [_as_json(plan, store) for plan in configuration.plans]
-        typer.echo(json.dumps({"problems": [], "models": models}))
-        return
+        models = [_as_json(plan) for plan in configuration.plans]
+        typer.echo(json.dumps({"problems": problems, "models": models}))
+        return not problems
     console = plain_console()
     for plan in configuration.plans:
-        typer.echo(f"{plan.name}: {plan.model.kv_cache_type}, {plan.model.num_ctx} tokens: fine")
+        tokens = f"{plan.model.num_ctx} tokens"
+        if plan.model.num_ctx_is_auto:
+            tokens = f"as many tokens as fit, {tokens} at least"
+        verdict = "refused" if plan.refusal else "fine"
+        typer.echo(f"{plan.name}: {plan.model.kv_cache_type}, {tokens}: {verdict}")
         for note in plan.notes:
             typer.echo(f"{plan.name}: {note}")
-        _print_rules(console, plan, store)
+        _print_rules(console, plan)
+    for problem in problems:
+        typer.echo("{source}: {key}: {message}".format(**problem), err=True)
+    return not problems
 
 
-def _print_rules(console: Console, plan: Plan, store: Remembered) -> None:
+def _print_rules(console: Console, plan: Plan) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="")
     for column in ("", "EXPECTED", "OBSERVED", "EVIDENCE"):
         table.add_column(column, overflow="fold")
     rules = _rules(plan)
     for found in rules:
         table.add_row(found.verdict, found.expected, found.observed, found.evidence)
-    path, fast = _path(plan, store)
+    path, fast = _path(plan)
     expected = "attention runs where its layers are, without conversion"
     table.add_row(path.verdict, expected, path.text, path.source)
-    if probe := machine_of(store, plan.binary, plan.file).probes.get(str(plan.model.kv_cache_type)):
+    if probe := _probe(plan):
         observed = (
             f"reads prompts at {probe.prompt_ratio:.2f}, writes at {probe.generation_ratio:.2f}"
             f" behind {probe.speed.depth_tokens} tokens"
@@ -71,13 +84,16 @@ def _rules(plan: Plan) -> list[Finding]:
     )
 
 
-def _path(plan: Plan, store: Remembered) -> tuple[Path, KVPair | None]:
+def _path(plan: Plan) -> tuple[Path, KVPair | None]:
     """Return where attention runs by the table, and the nearest pair that is fast there."""
-    machine = machine_of(store, plan.binary, plan.file)
-    path = path_here(plan.model.kv_cache_type, plan.model, plan.file.shape, machine)
+    path = path_here(plan.model.kv_cache_type, plan.model, plan.file.shape, plan.machine)
     if path.verdict == "fast":
         return path, plan.model.kv_cache_type
-    return path, fast_pair(plan.model, plan.file.shape, machine)
+    return path, fast_pair(plan.model, plan.file.shape, plan.machine)
+
+
+def _probe(plan: Plan) -> SpeedProbe | None:
+    return plan.machine.probes.get(str(plan.model.kv_cache_type))
 
 
 def _mends(plan: Plan, path: Path, fast: KVPair | None) -> list[str]:
@@ -88,13 +104,14 @@ def _mends(plan: Plan, path: Path, fast: KVPair | None) -> list[str]:
     return [mend for mend in mends if mend]
 
 
-def _as_json(plan: Plan, store: Remembered) -> dict[str, object]:
-    path, fast = _path(plan, store)
-    probe = machine_of(store, plan.binary, plan.file).probes.get(str(plan.model.kv_cache_type))
+def _as_json(plan: Plan) -> dict[str, object]:
+    path, fast = _path(plan)
+    probe = _probe(plan)
     return {
         "name": plan.name,
         "kv_cache_type": str(plan.model.kv_cache_type),
         "num_ctx": plan.model.num_ctx,
+        "num_ctx_is_auto": plan.model.num_ctx_is_auto,
         "notes": plan.notes,
         "rules": [
             {

@@ -11,13 +11,14 @@ import typer
 
 from kvsup import __version__, slowpaths
 from kvsup.cli.client import base_url
+from kvsup.config import HostConfig
 from kvsup.environment import ignored_variables
 from kvsup.errors import ConfigError
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.binary import Binary
 from kvsup.runtime import paths
 from kvsup.runtime.binaries import default_binary, probe
-from kvsup.runtime.configdir import read_configuration
+from kvsup.runtime.configdir import read_configuration, read_host
 from kvsup.runtime.learning import fa_quants
 from kvsup.runtime.remembered import Remembered
 from kvsup.units import format_bytes
@@ -37,7 +38,14 @@ Finding = tuple[str, bool, str]
 
 def examine(config_dir: Path | None, *, as_json: bool) -> bool:
     """Print every finding; return whether all is well."""
-    findings = [("kvsup", True, __version__), *_binary(), *_configuration(config_dir), *_host()]
+    folder = paths.config_dir(str(config_dir) if config_dir else None)
+    host, _ = read_host(folder, os.environ)
+    findings = [
+        ("kvsup", True, __version__),
+        *_binary(host),
+        *_configuration(folder),
+        *_host(),
+    ]
     if as_json:
         rows = [{"what": what, "well": well, "found": found} for what, well, found in findings]
         typer.echo(json.dumps(rows))
@@ -47,13 +55,14 @@ def examine(config_dir: Path | None, *, as_json: bool) -> bool:
     return all(well for _, well, _ in findings)
 
 
-def _binary() -> Iterator[Finding]:
-    path = default_binary(paths.cache_dir())
+def _binary(host: HostConfig) -> Iterator[Finding]:
+    path = host.llama_server or default_binary(paths.cache_dir())
+    state = paths.state_dir(host.state_dir)
     if path is None:
         yield "llama-server", False, "none found; run kvsup setup"
         return
     try:
-        binary = probe(path, state=paths.state_dir(None), inherited=os.environ)
+        binary = probe(path, state=state, inherited=os.environ)
     except ValueError as error:
         yield "llama-server", False, str(error)
         return
@@ -63,15 +72,14 @@ def _binary() -> Iterator[Finding]:
         f"{d.name} {d.description}, {format_bytes(d.free_bytes)} free" for d in binary.devices
     ]
     yield "devices", True, "; ".join(devices) or "CPU only"
-    yield from _kv_paths(binary)
+    yield from _kv_paths(binary, fa_quants(Remembered(state), binary))
 
 
-def _kv_paths(binary: Binary) -> Iterator[Finding]:
+def _kv_paths(binary: Binary, compiled: tuple[str, ...] | None) -> Iterator[Finding]:
     """Yield how fast the usual KV pairs are on each kind of device, and how to build what is not.
 
     Heads of 128 are taken, as most models have them; ``kvsup check`` says it of each model.
     """
-    compiled = fa_quants(Remembered(paths.state_dir(None)), binary)
     backends: list[slowpaths.Backend] = [
         slowpaths.backend_of([device.name], None) for device in binary.devices
     ]
@@ -105,8 +113,7 @@ def _summary(path_by_pair: Mapping[str, slowpaths.Path]) -> str:
     return "; ".join([*texts, *islice(mends, 1)])
 
 
-def _configuration(argument: Path | None) -> Iterator[Finding]:
-    folder = paths.config_dir(str(argument) if argument else None)
+def _configuration(folder: Path) -> Iterator[Finding]:
     try:
         configuration = read_configuration(folder, os.environ)
     except ConfigError as error:

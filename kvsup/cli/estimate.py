@@ -10,13 +10,11 @@ import typer
 from rich.console import Console
 
 from kvsup.cli.tables import new_table, plain_console
-from kvsup.kvchoice import Machine, slowness
+from kvsup.kvchoice import slowness
 from kvsup.kvrules import violation
 from kvsup.kvtypes import STOCK_TYPES, KVPair, KVType, parse_kv_pair
 from kvsup.memory import Estimate, as_table, weights_of
 from kvsup.plan import ALLOWANCE_BYTES, Plan
-from kvsup.runtime.knowledge import machine_of
-from kvsup.runtime.remembered import Remembered
 from kvsup.units import format_bytes
 
 _INCLUDED = f"weights and {format_bytes(ALLOWANCE_BYTES)} for the process included"
@@ -72,13 +70,11 @@ def show(
     plan: Plan,
     *,
     pairs: Sequence[KVPair],
-    store: Remembered,
     budget_bytes: int | None,
     as_json: bool,
 ) -> None:
     """Print what each of ``pairs`` takes; one alone as one JSON object, several as a list."""
-    machine = machine_of(store, plan.binary, plan.file)
-    rows = [_row(plan, pair, machine, budget_bytes) for pair in pairs]
+    rows = [_row(plan, pair, budget_bytes) for pair in pairs]
     if as_json:
         tables = [_as_json(plan, row, budget_bytes) for row in rows]
         typer.echo(json.dumps(tables[0] if len(tables) == 1 else {"pairs": tables}))
@@ -97,13 +93,13 @@ def show(
     console.print(table)
 
 
-def _row(plan: Plan, pair: KVPair, machine: Machine, budget_bytes: int | None) -> _Row:
+def _row(plan: Plan, pair: KVPair, budget_bytes: int | None) -> _Row:
     model, shape = plan.model, plan.file.shape
     broken = violation(pair, model.flash_attention, shape)
     largest = None
     if budget_bytes is not None and broken is None:
         largest = plan.largest_num_ctx(budget_bytes, pair=pair)
-    slow = None if broken else slowness(pair, model, shape, machine)
+    slow = None if broken else slowness(pair, model, shape, plan.machine)
     return _Row(pair, plan.estimate_of(pair), largest, broken.message if broken else "", slow or "")
 
 
@@ -115,6 +111,8 @@ def _print_head(console: Console, plan: Plan, of_first: Estimate, budget_bytes: 
         f" trained for {trained} tokens, weights {format_bytes(plan.file.size_bytes)}"
     )
     console.print(f"{model.num_parallel} x {model.num_ctx} tokens, by {plan.binary.label}")
+    for note in plan.notes:
+        console.print(note, soft_wrap=True)
     beside = [f"prompt cache up to {format_bytes(of_first.prompt_cache_bytes)}"]
     if of_first.checkpoint_bytes:
         each, most = format_bytes(of_first.checkpoint_bytes), of_first.max_checkpoints

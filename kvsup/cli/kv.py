@@ -31,7 +31,7 @@ def estimate(
     """Say what each KV pair of a model takes, and the largest context that fits a budget."""
     from kvsup.cli import estimate as estimating
 
-    plan, store, _ = plan_or_file(model, config)
+    plan, _, _ = plan_or_file(model, config)
     plan = estimating.with_wishes(plan, num_ctx=num_ctx, num_parallel=num_parallel)
     try:
         chosen = estimating.chosen_pairs(pairs, plan)
@@ -40,7 +40,7 @@ def estimate(
         raise typer.BadParameter(str(error)) from error
     if as_json and pairs is None:
         chosen = chosen[:1]
-    estimating.show(plan, pairs=chosen, store=store, budget_bytes=budget_bytes, as_json=as_json)
+    estimating.show(plan, pairs=chosen, budget_bytes=budget_bytes, as_json=as_json)
 
 
 def probe(

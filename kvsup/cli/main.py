@@ -78,7 +78,8 @@ def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
         raise typer.Exit(2) from error
     from kvsup.cli.check import show as show_checks
 
-    show_checks(configuration, as_json=as_json)
+    if not show_checks(configuration, as_json=as_json):
+        raise typer.Exit(2)
 
 
 for _command in (kv.estimate, kv.probe, kv.tune):

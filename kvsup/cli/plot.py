@@ -5,8 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import plotext
-
 from kvsup.errors import ConfigError, KvsupError
 from kvsup.kvtypes import F16
 from kvsup.measures import PairMeasurement
@@ -104,6 +102,8 @@ def show(result: StudyResult) -> str:
     measured = points(result)
     if not measured:
         return ""
+    import plotext  # noqa: PLC0415 - only who looks at a plot in a terminal waits for it
+
     figure = plotext.figure
     figure.clear()
     figure.plot_size(*_TERMINAL_CELLS)

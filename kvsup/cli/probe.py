@@ -6,6 +6,7 @@ import anyio
 import msgspec
 import typer
 
+from kvsup.errors import KvsupError
 from kvsup.kvtypes import F16, parse_kv_pair
 from kvsup.plan import Plan
 from kvsup.runtime.knowledge import keep_probe
@@ -26,8 +27,7 @@ def show(plan: Plan, *, pair: str | None, store: Remembered, as_json: bool) -> N
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if wanted == F16:
-        typer.echo("f16:f16 is what others are compared with; name another by --pair")
-        return
+        raise KvsupError("f16:f16 is what others are compared with; name another by --pair")
     found = anyio.run(probe, plan, wanted)
     keep_probe(store, plan, found)
     if as_json:

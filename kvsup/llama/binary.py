@@ -38,6 +38,8 @@ class Binary(Struct, frozen=True):
     kv_types: tuple[str, ...]
     flags: frozenset[str]
     devices: tuple[Device, ...]
+    stamp: str = ""
+    """Changes when the program's file does."""
 
     @property
     def kv_layer_flags(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ from kvsup.errors import ConfigError, KvsupError
 from kvsup.plan import Plan, make_plan
 from kvsup.runtime import paths
 from kvsup.runtime.binaries import default_binary, probe
+from kvsup.runtime.knowledge import machine_of
 from kvsup.runtime.learning import learnt_types
 from kvsup.runtime.modelfile import read_model_file
 from kvsup.runtime.remembered import Remembered
@@ -32,11 +33,13 @@ def plan_of_file(path: Path, environ: Mapping[str, str]) -> Plan:
         binary = probe(server, state=state, inherited=environ)
     except ValueError as error:
         raise KvsupError(str(error)) from error
+    store = Remembered(state)
     return make_plan(
         model,
         binary,
         file,
         inherited=environ,
         run_dir=str(paths.run_dir(state)),
-        learnt=learnt_types(Remembered(state), binary),
+        learnt=learnt_types(store, binary),
+        machine=machine_of(store, binary, file, model),
     )

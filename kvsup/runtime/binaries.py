@@ -5,13 +5,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from kvsup.llama.argv import build_environment
 from kvsup.llama.binary import Binary, parse_binary
+from kvsup.runtime.remembered import Remembered
 
 _TIMEOUT_S = 20.0
 
@@ -33,11 +33,10 @@ def probe(path: str, *, state: Path, inherited: Mapping[str, str]) -> Binary:
     """
     if not os.access(path, os.X_OK) or not Path(path).is_file():
         raise ValueError(f"no such program: {path}; run kvsup setup, or set llama_server")
-    kept = state / "binaries" / f"{_identity(path)}.json"
-    try:
-        return msgspec.json.decode(kept.read_bytes(), type=Binary)
-    except (OSError, msgspec.DecodeError):
-        pass
+    store, key = Remembered(state), _identity(path)
+    known = store.read("binaries", key, Binary)
+    if known is not None:
+        return msgspec.structs.replace(known, stamp=key)
     environment = build_environment(inherited, {}, config_home="/nonexistent")
     binary = parse_binary(
         path,
@@ -45,12 +44,8 @@ def probe(path: str, *, state: Path, inherited: Mapping[str, str]) -> Binary:
         version_text=_output(path, "--version", environment),
         devices_text=_output(path, "--list-devices", environment),
     )
-    with suppress(OSError):  # a folder that cannot be written to: it is asked again next time
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = kept.with_suffix(f".{os.getpid()}")
-        beside.write_bytes(msgspec.json.encode(binary))
-        beside.replace(kept)
-    return binary
+    store.write("binaries", key, binary)
+    return msgspec.structs.replace(binary, stamp=key)
 
 
 def _identity(path: str) -> str:

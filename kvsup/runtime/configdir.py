@@ -166,12 +166,10 @@ class _Reading:
         if isinstance(binary, str):
             findings.append(("llama_server", binary))
         known = None if isinstance(binary, str) else binary
-        choice = None
+        note, machine = "", None
         if file is not None and known is not None:
-            store = Remembered(state)
-            choice = choose(model, file.shape, machine_of(store, known, file))
-            model = choice.model
-            findings += [("kv_cache_type", choice.refusal)] if choice.refusal else []
+            machine = machine_of(Remembered(state), known, file, model)
+            model, note = choose(model, file.shape, machine)
         draft = file.draft if file else None
         findings += model_findings(
             model,
@@ -190,8 +188,8 @@ class _Reading:
             inherited=self.environ,
             run_dir=str(run),
             learnt=learnt_types(Remembered(state), known),
-            note=choice.note if choice else "",
-            slow_kv=choice.slow if choice else "",
+            note=note,
+            machine=machine,
         )
 
     def _source(self, path: Path) -> Source | None:

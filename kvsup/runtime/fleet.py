@@ -18,13 +18,12 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from kvsup import events
 from kvsup.config import HostConfig
-from kvsup.errors import CapacityError, KvsupError, QueueFull
+from kvsup.errors import CapacityError, KvsupError, QueueFull, RequestError
 from kvsup.fitting import NOTHING, Asked
 from kvsup.lifecycle import State
 from kvsup.plan import Plan
 from kvsup.residency import (
     MIN_RESIDENCE_S,
-    Budget,
     Go,
     Refuse,
     Resident,
@@ -76,6 +75,7 @@ class Fleet:
         self._tasks: TaskGroup | None = None
         self._news = anyio.Event()
         self._is_closing = False
+        self._last_asked_s = time.monotonic()
 
     # What the API asks.
 
@@ -106,14 +106,13 @@ class Fleet:
 
     def is_idle(self, *, since_s: float) -> bool:
         """Say whether nobody has had or wanted anything since a monotonic time."""
-        return not self._queue and all(
-            i.leases == 0 and i.last_used_s <= since_s and i.state is not State.LOADING
-            for i in self._resident.values()
-        )
+        is_busy = any(i.leases or i.state is State.LOADING for i in self._resident.values())
+        return not is_busy and not self._queue and self._last_asked_s <= since_s
 
     def has_room(self, plan: Plan) -> bool:
-        """Say whether ``plan`` would fit beside all that is loaded."""
-        return admit("", plan.sizes, self._residents(), self._budget()) == Go()
+        """Say whether there is memory for ``plan`` beside all that is loaded."""
+        budget = replace(budget_now(self._host, self.plans(), self.loaded()), max_loaded=None)
+        return admit("", plan.sizes, self._residents(), budget) == Go()
 
     async def changed(self) -> None:
         """Wait until something has changed: a state, a lease, the configuration."""
@@ -270,6 +269,8 @@ class Fleet:
             )
         except KvsupError as error:
             return error
+        if refusal := ticket.instance.plan.refusal:
+            return RequestError(f"{ticket.instance.plan.name}: {refusal}")
         return ticket.instance.failure_error
 
     def _grant_if_open(self, ticket: _Ticket) -> None:
@@ -283,7 +284,7 @@ class Fleet:
         """Start the instance of ``ticket`` if it fits; return the keys that must become idle."""
         instance = ticket.instance
         residents = self._residents(superseded_by=instance)
-        budget = self._budget()
+        budget = budget_now(self._host, self.plans(), self.loaded())
         if instance.plan.configured.num_ctx_is_auto:
             staying = [r for r in residents if r.key != instance.key]
             memories = filled_memories(instance.plan)
@@ -343,14 +344,12 @@ class Fleet:
         if ticket in self._queue:
             self._queue.remove(ticket)
         elif ticket.is_granted:
+            self._last_asked_s = time.monotonic()
             ticket.instance.leases -= 1
             ticket.instance.busy_slots -= ticket.slots
-            ticket.instance.last_used_s = time.monotonic()
+            ticket.instance.last_used_s = self._last_asked_s
             ticket.instance.notify()
         self._changed()
-
-    def _budget(self) -> Budget:
-        return budget_now(self._host, self.plans(), self._resident.values())
 
     def _is_protected(self, instance: Instance) -> bool:
         """Say whether it was loaded so lately that what waits for it comes first."""

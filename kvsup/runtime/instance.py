@@ -15,10 +15,11 @@ import anyio
 
 from kvsup import events
 from kvsup.errors import ConfigError, InstanceError, InstanceFailed
+from kvsup.kvchoice import Machine
 from kvsup.lifecycle import ALIVE, Lifecycle, State
 from kvsup.llama.childmode import EXIT_LINE
-from kvsup.measures import SizesMeasured, SpeedProbe
-from kvsup.plan import Plan
+from kvsup.measures import SizesMeasured
+from kvsup.plan import ALLOWANCE_BYTES, Plan
 from kvsup.residency import RAM
 from kvsup.restart import Exit, ExitCause, GiveUp, Retry, decide, draw_jitter
 from kvsup.runtime import orphans
@@ -51,7 +52,6 @@ class Instance:
         on_ready: "Callable[[Instance], None]" = lambda _: None,
         is_trial: bool = False,
         remembered: SizesMeasured | None = None,
-        probe: SpeedProbe | None = None,
     ) -> None:
         """Own what ``plan`` says.
 
@@ -62,11 +62,9 @@ class Instance:
             on_ready: called once it serves, and again if its log tells more of the load later.
             is_trial: it is given up if it dies before it ever served.
             remembered: what an earlier load of the same plan took.
-            probe: the speed of its KV pair on this binary and device.
         """
         self.plan = plan
         self.remembered = remembered
-        self.probe = probe
         self._is_trial = is_trial
         self.leases = 0
         self.busy_slots = 0
@@ -94,7 +92,7 @@ class Instance:
     @property
     def key(self) -> str:
         """Return what tells this instance from one of the same name with another plan."""
-        return f"{self.plan.name}#{self.plan.identity[:16]}"
+        return self.plan.key
 
     @property
     def state(self) -> State:
@@ -117,14 +115,18 @@ class Instance:
     def size_by_device(self) -> dict[str, int]:
         """Return the bytes it takes of RAM and of each device: as in its last load, or planned."""
         known = self.remembered
-        if known is not None and known.num_ctx == self.plan.model.num_ctx:
-            return known.bytes_by_device
-        return self.plan.sizes
+        if known is None or known.num_ctx != self.plan.model.num_ctx:
+            return self.plan.sizes
+        sizes = known.bytes_by_device
+        return {**sizes, RAM: sizes.get(RAM, 0) + ALLOWANCE_BYTES}
 
     @property
     def size_bytes(self) -> int:
-        """Return the memory it takes, in all memories together."""
-        return sum(self.size_by_device.values())
+        """Return its buffers in all memories, as in its last load; before it, what is set aside."""
+        known = self.remembered
+        if known is None or known.num_ctx != self.plan.model.num_ctx:
+            return self.plan.size_bytes
+        return sum(known.bytes_by_device.values())
 
     @property
     def kv_bytes(self) -> tuple[int, int] | None:
@@ -168,13 +170,9 @@ class Instance:
             size_bytes=self.size_bytes,
             vram_bytes=self.measured.vram_bytes,
             kv_bytes=self.kv_bytes,
-            kv_warnings=self._kv_warnings(),
+            kv_warnings=self._findings.sentences if self._upstream else (),
             idle_until_s=self.idle_until_s,
         )
-
-    def _kv_warnings(self) -> tuple[str, ...]:
-        known = (self.plan.slow_kv,) if self.plan.slow_kv else ()
-        return (*known, *self._findings.sentences) if self._upstream else ()
 
     async def ready(self, *, after: Upstream | None = None) -> Upstream:
         """Return the upstream once it serves; wait through a load, a crash and its backoff.
@@ -208,6 +206,11 @@ class Instance:
         if self._stop_why is None:
             self._stop_why = why
         self._drain_until_s = min(self._drain_until_s, time.monotonic() + drain_s)
+        self.notify()
+
+    def take_up(self, machine: Machine) -> None:
+        """Take up what is known now of running it here."""
+        self.plan = self._findings.plan = self.plan.on(machine)
         self.notify()
 
     def reset(self) -> None:
@@ -289,7 +292,7 @@ class Instance:
             notify=self.notify,
         )
         self.measured, self._n_facts_taken = watch.measured, 0
-        self._findings = Findings(self.plan, self.measured, emit=self._emit, probe=self.probe)
+        self._findings = Findings(self.plan, self.measured, emit=self._emit)
         try:
             orphans.record(child.pid, child.create_time, self.plan.socket)
             self._enter(State.LOADING)

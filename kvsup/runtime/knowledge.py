@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from kvsup.config import ModelConfig
 from kvsup.kvchoice import Machine
 from kvsup.llama.binary import Binary
 from kvsup.measures import Probes, SpeedProbe, Tuned
@@ -13,9 +14,9 @@ _PROBES = "probes"
 _TUNED = "tuned"
 
 
-def machine_of(store: Remembered, binary: Binary, file: ModelFile) -> Machine:
-    """Return what is known of running ``file`` by ``binary`` here."""
-    probes = store.read(_PROBES, _probes_key(binary, file), Probes) or Probes()
+def machine_of(store: Remembered, binary: Binary, file: ModelFile, model: ModelConfig) -> Machine:
+    """Return what is known of running ``file`` by ``binary`` here, as ``model`` says."""
+    probes = store.read(_PROBES, _probes_key(binary, file, model), Probes) or Probes()
     return Machine(
         kv_types=binary.kv_types,
         device_names=tuple(device.name for device in binary.devices),
@@ -34,7 +35,7 @@ def is_probed(store: Remembered, plan: Plan) -> bool:
 def keep_probe(store: Remembered, plan: Plan, probe: SpeedProbe) -> None:
     """Keep a probe beside those of other pairs."""
     probes = {**probes_of(store, plan), probe.pair: probe}
-    store.write(_PROBES, _probes_key(plan.binary, plan.file), Probes(by_pair=probes))
+    store.write(_PROBES, _probes_key(plan.binary, plan.file, plan.model), Probes(by_pair=probes))
 
 
 def keep_tuned(store: Remembered, plan: Plan, tuned: Tuned) -> None:
@@ -44,20 +45,21 @@ def keep_tuned(store: Remembered, plan: Plan, tuned: Tuned) -> None:
 
 def probes_of(store: Remembered, plan: Plan) -> Mapping[str, SpeedProbe]:
     """Return what was probed of models like that of the plan, by pair."""
-    known = store.read(_PROBES, _probes_key(plan.binary, plan.file), Probes) or Probes()
+    known = store.read(_PROBES, _probes_key(plan.binary, plan.file, plan.model), Probes) or Probes()
     return known.by_pair
 
 
 def _tuned_key(binary: Binary, file: ModelFile) -> str:
-    return key_of(file.stamp, binary.path, binary.label)
+    return key_of(file.stamp, binary.path, binary.stamp)
 
 
-def _probes_key(binary: Binary, file: ModelFile) -> str:
-    """Return the key of one binary, its devices, and all models of one shape.
+def _probes_key(binary: Binary, file: ModelFile, model: ModelConfig) -> str:
+    """Return the key of one binary, its devices, and all models of one shape run alike.
 
     The same architecture is slow in other proportions where its layers are wider, so that counts.
     """
     shape = file.shape
     devices = [(device.name, device.description) for device in binary.devices]
     layers = (shape.architecture, shape.n_embd, shape.n_ff, shape.n_head, shape.layers)
-    return key_of(binary.path, binary.label, devices, *layers)
+    how = (model.threads, model.gpu_layers, model.main_gpu, model.flash_attention)
+    return key_of(binary.path, binary.stamp, devices, *layers, *how)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from kvsup import events
+from kvsup.kvchoice import SLOW_RATIO
 from kvsup.kvtypes import KVType
 from kvsup.llama.logscan import ROUNDING_BYTES, Rotation
 from kvsup.measures import SpeedProbe
@@ -11,7 +12,6 @@ from kvsup.runtime.learning import type_sizes
 from kvsup.runtime.measured import AttentionPath, Measured
 
 _SIZE_TOLERANCE = 0.02
-_SLOW_RATIO = 0.5
 _SLOW_REQUESTS = 3
 """So many in a row are slow before it is said: one may have had a busy machine."""
 
@@ -27,18 +27,16 @@ class Findings:
         measured: Measured,
         *,
         emit: Callable[[events.Event], None],
-        probe: SpeedProbe | None = None,
     ) -> None:
-        self._plan = plan
+        self.plan = plan
         self._measured = measured
         self._emit = emit
-        self._probe = probe
         self._told: set[events.Event] = set()
 
     @property
     def kv_bytes(self) -> tuple[int, int] | None:
         """Bytes of K and of V as the log told, to the byte where that agrees with the estimate."""
-        measured, estimate = self._measured.kv_bytes_of(self._plan.estimate), self._plan.estimate
+        measured, estimate = self._measured.kv_bytes_of(self.plan.estimate), self.plan.estimate
         if measured is None:
             return None
         estimated = (estimate.k_bytes, estimate.v_bytes)
@@ -63,24 +61,24 @@ class Findings:
                 self._emit(event)
 
     def _news(self) -> Iterator[events.Event]:
-        plan, measured = self._plan, self._measured
+        plan, measured = self.plan, self._measured
         if gap := size_gap(measured, plan):
             yield events.SizeDiffers(plan.name, *gap)
         for kv_type, size in type_sizes(plan, measured).items():
             if kv_type not in plan.learnt:
                 yield events.TypeLearnt(plan.name, kv_type, 8 * size.bytes_per_element)
-        for sentence in kv_warnings(measured, plan, self._probe):
+        for sentence in kv_warnings(measured, plan):
             yield events.KVWarning(plan.name, sentence)
 
 
-def kv_warnings(measured: Measured, plan: Plan, probe: SpeedProbe | None = None) -> tuple[str, ...]:
+def kv_warnings(measured: Measured, plan: Plan) -> tuple[str, ...]:
     """Return a sentence for each slow, lossy or unwanted thing that ``measured`` tells of ``plan``.
 
     Args:
         measured: of a load that became ready.
         plan: what was loaded.
-        probe: the pair's speed on this binary and device, where it was measured.
     """
+    probe = plan.machine.probes.get(str(plan.model.kv_cache_type))
     return (*_lossy(measured), *_slow(measured, plan, probe), *_changed(measured, plan))
 
 
@@ -170,11 +168,10 @@ def _slow(measured: Measured, plan: Plan, probe: SpeedProbe | None) -> Iterator[
             f"flash attention is off: {where} cannot do it with {plan.model.kv_cache_type}, so "
             "more memory is needed and long contexts are slow; kvsup check names a pair that works"
         )
-    if probe is not None and (speed := _slow_speed(measured, plan, probe)):
+    if probe is not None and _is_slower_than(probe, measured, plan):
         yield (
-            f"it generates {speed:.1f} tokens/s, less than half of the "
-            f"{probe.speed.generation_tokens_per_s:.1f} that were measured at "
-            f"{probe.speed.depth_tokens} tokens"
+            f"it generates less than half of the {probe.speed.generation_tokens_per_s:.1f} tokens/s"
+            f" that were measured at {probe.speed.depth_tokens} tokens"
         )
 
 
@@ -183,8 +180,8 @@ def _compiled(measured: Measured) -> str:
     return f"use one of {pairs}, or " if pairs else ""
 
 
-def _slow_speed(measured: Measured, plan: Plan, probe: SpeedProbe) -> float | None:
-    """Return the best of the last speeds if even that is slow for so few tokens, or None.
+def _is_slower_than(probe: SpeedProbe, measured: Measured, plan: Plan) -> bool:
+    """Say whether even the best of the last speeds is slow for so few tokens.
 
     Slots that generate at the same time share the speed, so it is told only of what is slow even if
     all did.
@@ -193,10 +190,9 @@ def _slow_speed(measured: Measured, plan: Plan, probe: SpeedProbe) -> float | No
     if len(last) < _SLOW_REQUESTS or any(
         speed.depth_tokens > probe.speed.depth_tokens for speed in last
     ):
-        return None
+        return False
     best = max(speed.generation_tokens_per_s for speed in last)
-    least = _SLOW_RATIO * probe.speed.generation_tokens_per_s / plan.model.num_parallel
-    return best if best < least else None
+    return best < SLOW_RATIO * probe.speed.generation_tokens_per_s / plan.model.num_parallel
 
 
 def _changed(measured: Measured, plan: Plan) -> Iterator[str]:

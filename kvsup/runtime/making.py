@@ -5,7 +5,6 @@ from collections.abc import Callable
 from kvsup import events
 from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
-from kvsup.runtime.knowledge import probes_of
 from kvsup.runtime.learning import learn, remembered_sizes
 from kvsup.runtime.remembered import Remembered
 
@@ -26,5 +25,4 @@ def make_instance(
         on_ready=lambda instance: learn(store, instance.plan, instance.measured),
         is_trial=is_trial,
         remembered=remembered_sizes(store, plan),
-        probe=probes_of(store, plan).get(str(plan.model.kv_cache_type)),
     )

@@ -26,6 +26,8 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         parts = split_paths(path)
         headers = [_metadata(part, _stamp(part)) for part in parts]
         shape = shape_of(headers[0])
+        for part, header in zip(parts, headers, strict=True):
+            _check_length(part, header)
     except (GGUFError, OSError) as error:
         return None, [*findings, ("model", f"{path}: {error}")]
     if findings:
@@ -54,6 +56,16 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         draft=draft,
     )
     return file, []
+
+
+def _check_length(part: Path, header: Metadata) -> None:
+    """Raise GGUFError where the file ends within its tensors: a download that broke off."""
+    size_bytes, least_bytes = part.stat().st_size, header.header_bytes + (header.tensor_bytes or 0)
+    if size_bytes < least_bytes:
+        raise GGUFError(
+            f"{part.name} has {size_bytes} bytes, its tensors alone end behind {least_bytes}: it is"
+            " truncated; fetch it again"
+        )
 
 
 def _draft(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]]:

@@ -12,14 +12,15 @@ from kvsup.runtime.instance import Instance
 
 def budget_now(host: HostConfig, plans: Iterable[Plan], loaded: Iterable[Instance]) -> Budget:
     """Return the limits: as configured, or what is free now and what ``loaded`` holds already."""
-    if host.memory_bytes is not None:
-        return Budget(host.memory_bytes, host.max_loaded_models)
-    held_bytes = sum(instance.private_bytes for instance in loaded)
-    limits = {RAM: memory_available_bytes() + held_bytes - host.memory_headroom_bytes}
-    for plan in plans:
-        for device in plan.binary.devices:
-            limits[device.name] = device.total_bytes - DEVICE_HEADROOM_BYTES
-    return Budget(None, host.max_loaded_models, limits, is_estimated=True)
+    limits = {
+        device.name: max(0, device.total_bytes - DEVICE_HEADROOM_BYTES)
+        for plan in plans
+        for device in plan.binary.devices
+    }
+    if host.memory_bytes is None:
+        held_bytes = sum(instance.private_bytes for instance in loaded)
+        limits[RAM] = memory_available_bytes() + held_bytes - host.memory_headroom_bytes
+    return Budget(host.memory_bytes, host.max_loaded_models, limits, is_estimated=True)
 
 
 def filled_memories(plan: Plan) -> list[str]:

@@ -142,14 +142,14 @@ class Roster:
         """Return the instance of ``model``; another pair than the file's is never pinned."""
         is_other_pair = model.kv_cache_type != base.plan.model.kv_cache_type
         model = msgspec.structs.replace(model, pin=model.pin and not is_other_pair)
-        instance = self._make(base.plan.configured_as(model), is_trial=True)
-        if instance.key == base.key:
+        plan = base.plan.configured_as(model)
+        if plan.key == base.key:
             return base
-        known = self._derived.get(instance.key)
+        known = self._derived.get(plan.key)
         if known is not None and (known.failure is None or _has_just_failed(known)):
             return known
-        self._derived[instance.key] = instance
-        return instance
+        self._derived[plan.key] = self._make(plan, is_trial=True)
+        return self._derived[plan.key]
 
     def _fill(self, plans: Iterable[Plan]) -> None:
         old = list(self._catalogue.values())

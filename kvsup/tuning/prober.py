@@ -7,12 +7,14 @@ import anyio
 
 from kvsup.errors import KvsupError
 from kvsup.events import Event, Probed, ProbeFailed
+from kvsup.kvchoice import is_slow
 from kvsup.kvtypes import F16
+from kvsup.measures import SpeedProbe
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
-from kvsup.runtime.knowledge import is_probed, keep_probe
+from kvsup.runtime.knowledge import is_probed, keep_probe, machine_of
 from kvsup.runtime.remembered import Remembered
-from kvsup.tuning.speed import probe
+from kvsup.tuning.speed import PROBE_CTX_TOKENS, probe
 
 _CHECK_INTERVAL_S = 2.0
 
@@ -25,7 +27,7 @@ class Prober:
         fleet: Fleet,
         store: Remembered,
         *,
-        idle_s: float,
+        idle_s: Callable[[], float],
         emit: Callable[[Event], None],
         reload: Callable[[], Awaitable[None]],
     ) -> None:
@@ -38,8 +40,8 @@ class Prober:
         self._idle_s = idle_s
         self._emit = emit
         self._reload = reload
-        self._given_up: set[str] = set()
-        """Identities of plans whose probe failed; they are tried again by the next kvsup."""
+        self._tried: set[str] = set()
+        """Identities of plans whose probe has ended, well or not."""
 
     async def run(self) -> None:
         """Look at every interval for something to measure."""
@@ -50,38 +52,54 @@ class Prober:
                 await self._measure(plan)
 
     def _due(self) -> Plan | None:
-        """Return a plan whose pair is to be measured now, if any."""
-        if not self._fleet.is_idle(since_s=time.monotonic() - self._idle_s):
+        """Return a plan whose pair is to be measured now, if any.
+
+        It was served, or is not to be while it is slow.
+        """
+        if not self._fleet.is_idle(since_s=time.monotonic() - self._idle_s()):
             return None
-        served = {instance.plan.identity for instance in self._fleet.loaded()}
-        for plan in self._fleet.plans():
-            is_wanted = plan.identity in served or plan.model.kv_slow != "warn"
-            is_open = plan.model.kv_cache_type != F16 and plan.identity not in self._given_up
-            if is_wanted and is_open and not is_probed(self._store, plan):
-                return plan if self._fleet.has_room(plan) else None
+        for instance in self._fleet.instances():
+            plan = instance.plan
+            is_wanted = instance.last_used_s > 0 or plan.model.kv_slow != "warn"
+            has_choice = plan.estimate.caches and plan.pooling is None
+            is_open = (
+                has_choice and plan.model.kv_cache_type != F16 and plan.identity not in self._tried
+            )
+            if not is_wanted or not is_open or is_probed(self._store, plan):
+                continue
+            small = plan.with_num_ctx(min(plan.model.num_ctx, PROBE_CTX_TOKENS))
+            if self._fleet.has_room(small):
+                return plan
         return None
 
+    def _is_open(self, plan: Plan) -> bool:
+        """Say whether it has a pair that generates, is not f16:f16, and was never measured."""
+        generates = bool(plan.estimate.caches) and plan.pooling is None
+        is_new = plan.identity not in self._tried and not is_probed(self._store, plan)
+        return generates and plan.model.kv_cache_type != F16 and is_new
+
     async def _measure(self, plan: Plan) -> None:
+        found = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._cancel_when_asked, tasks.cancel_scope)
             try:
                 found = await probe(plan, plan.model.kv_cache_type)
-            except KvsupError as error:
-                self._given_up.add(plan.identity)
+            except (KvsupError, OSError) as error:
+                self._tried.add(plan.identity)
                 self._emit(ProbeFailed(plan.name, str(error)))
-            else:
-                keep_probe(self._store, plan, found)
-                self._emit(
-                    Probed(
-                        plan.name,
-                        found.pair,
-                        found.speed.depth_tokens,
-                        found.prompt_ratio,
-                        found.generation_ratio,
-                    )
-                )
-                await self._reload()
             tasks.cancel_scope.cancel()
+        if found is not None:
+            await self._take_up(plan, found)
+
+    async def _take_up(self, plan: Plan, found: SpeedProbe) -> None:
+        self._tried.add(plan.identity)
+        keep_probe(self._store, plan, found)
+        self._emit(Probed(plan.name, found.pair, found.speed.depth_tokens, *found.ratios))
+        for instance in self._fleet.instances():
+            known = instance.plan
+            instance.take_up(machine_of(self._store, known.binary, known.file, known.model))
+        if is_slow(found) and plan.model.kv_slow == "fallback":
+            await self._reload()
 
     async def _cancel_when_asked(self, scope: anyio.CancelScope) -> None:
         started_s = time.monotonic()

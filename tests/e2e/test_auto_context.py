@@ -60,7 +60,7 @@ def test_auto_context_takes_what_another_model_leaves(
             "wide": f'model = "{smollm2}"\nthreads = 1\nnum_ctx = "auto"\n',
             "other": f'model = "{tiny.plain()}"\nthreads = 1\nnum_ctx = 512\n',
         },
-        host=f"memory = {_BUDGET}\n",
+        host=f"memory = {_BUDGET + (68 << 20)}\n",
     )
     _chat(kvsup, "other")
 

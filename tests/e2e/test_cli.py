@@ -73,9 +73,12 @@ def test_version_is_that_of_the_package(kvsup: RunningKvsup) -> None:
     assert json_of(kvsup, "version") == {"version": __version__}
 
 
-def test_check_of_a_good_folder_has_one_line_a_model(kvsup: RunningKvsup) -> None:
-    """What was read, in the order of the files."""
-    assert out(kvsup, "check").splitlines() == [
+def test_check_of_a_good_folder_has_each_model_with_its_rules(kvsup: RunningKvsup) -> None:
+    """What was read, in the order of the files; below each what was looked at, and why."""
+    printed = out(kvsup, "check").splitlines()
+
+    assert len([line for line in printed if "the blocks of K divide the heads" in line]) == 1
+    assert [line for line in printed if line.endswith(": fine")] == [
         "broken: f16:f16, 4096 tokens: fine",
         "smollm2: q8_0:q5_1, 1024 tokens: fine",
         "smollm2:agent: f16:f16, 1024 tokens: fine",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvsup.capacity import largest_context
 from kvsup.gguf import Metadata, Value
-from kvsup.kvtypes import F16, STOCK_TYPES, KVPair, KVType, parse_kv_pair
+from kvsup.kvtypes import STOCK_TYPES, KVPair, KVType, parse_kv_pair
 from kvsup.memory import Draft, Launch, estimate
 from kvsup.modelshape import ModelShape, shape_of
 
@@ -53,7 +53,6 @@ def _total_bytes(shape: ModelShape, pair: KVPair, launch: Launch, slot_tokens: i
     ),
     trained=st.integers(1, 6000),
     budget_bytes=st.integers(0, 64 << 20),
-    allowance_bytes=st.integers(0, 8 << 20),
 )
 def test_largest_context_is_what_trying_every_one_finds(
     *,
@@ -62,88 +61,50 @@ def test_largest_context_is_what_trying_every_one_finds(
     launch: Launch,
     trained: int,
     budget_bytes: int,
-    allowance_bytes: int,
 ) -> None:
     """Of all multiples of 256 up to the trained context, and that itself, the largest that fits."""
     shape = _shape(architecture, trained=trained)
     pair = KVPair(KVType(names[0]), KVType(names[1]))
     sizes = [*range(256, trained, 256), trained]
-    room_bytes = budget_bytes - allowance_bytes
-    fitting = [n for n in sizes if _total_bytes(shape, pair, launch, n) <= room_bytes]
+    fitting = [n for n in sizes if _total_bytes(shape, pair, launch, n) <= budget_bytes]
 
     found = largest_context(
-        shape,
-        pair,
-        launch,
-        weights_bytes=WEIGHTS_BYTES,
+        lambda n: _total_bytes(shape, pair, launch, n),
+        trained_tokens=trained,
         budget_bytes=budget_bytes,
-        allowance_bytes=allowance_bytes,
     )
 
     assert found == max(fitting, default=None)
 
 
-def test_largest_context_of_a_smaller_pair_is_larger() -> None:
-    """Fewer bits of K and V leave room for more tokens."""
+def _largest(pair: str = "f16", *, draft: bool = False, learnt: float | None = None) -> int:
+    """Return the tokens that fit in 64 MiB, of a model that was trained for more."""
     shape = _shape(trained=1 << 17)
 
-    found = {
-        text: largest_context(
+    def total_bytes(n_tokens: int) -> int:
+        return estimate(
             shape,
-            parse_kv_pair(text),
-            Launch(0, 1),
+            parse_kv_pair(pair),
+            Launch(n_tokens, 1),
             weights_bytes=WEIGHTS_BYTES,
-            budget_bytes=64 << 20,
-        )
-        for text in ("f16:f16", "q8_0:q4_0")
-    }
+            bytes_per_element={} if learnt is None else {"turbo3": learnt},
+            draft=Draft(shape, WEIGHTS_BYTES) if draft else None,
+        ).total_bytes
 
-    assert (found["q8_0:q4_0"] or 0) > (found["f16:f16"] or 0) > 0
-
-
-def test_largest_context_beside_a_draft_is_smaller() -> None:
-    """The draft's weights and its cache take their part."""
-    shape = _shape(trained=1 << 17)
-
-    alone, beside = (
-        largest_context(
-            shape,
-            F16,
-            Launch(0, 1),
-            weights_bytes=WEIGHTS_BYTES,
-            budget_bytes=64 << 20,
-            draft=draft,
-        )
-        for draft in (None, Draft(shape, WEIGHTS_BYTES))
-    )
-
-    assert 0 < (beside or 0) < (alone or 0)
+    found = largest_context(total_bytes, trained_tokens=1 << 17, budget_bytes=64 << 20)
+    assert found is not None
+    return found
 
 
-def test_largest_context_of_a_type_learnt_at_a_load_counts_its_size() -> None:
-    """A type of a fork takes what an earlier load has told, not what f16 takes."""
-    shape, pair = _shape(trained=1 << 17), parse_kv_pair("turbo3")
-
-    known, unknown = (
-        largest_context(
-            shape,
-            pair,
-            Launch(0, 1),
-            weights_bytes=WEIGHTS_BYTES,
-            budget_bytes=64 << 20,
-            bytes_per_element=learnt,
-        )
-        for learnt in ({"turbo3": 0.5}, {})
-    )
-
-    assert (known or 0) > 2 * (unknown or 0) > 0
+def test_largest_context_follows_the_pair_the_draft_and_what_was_learnt() -> None:
+    """Fewer bits leave room, a draft takes its part, a fork's type takes what a load has told."""
+    assert _largest("q8_0:q4_0") > _largest("f16:f16") > _largest("f16:f16", draft=True)
+    assert _largest("turbo3", learnt=0.5) > 2 * _largest("turbo3")
 
 
 @pytest.mark.parametrize("trained", [0, 4096])
 def test_largest_context_of_a_model_that_does_not_fit_is_none(trained: int) -> None:
     """Weights alone may be too much; and a header may not say what was trained for."""
-    found = largest_context(
-        _shape(trained=trained), F16, Launch(0), weights_bytes=1 << 30, budget_bytes=1 << 20
-    )
+    found = largest_context(lambda _: 1 << 30, trained_tokens=trained, budget_bytes=1 << 20)
 
     assert found is None

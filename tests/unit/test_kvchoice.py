@@ -5,7 +5,7 @@ import pytest
 
 from kvsup.config import ModelConfig
 from kvsup.gguf import Metadata
-from kvsup.kvchoice import Choice, Machine, choose
+from kvsup.kvchoice import Machine, backend_here, choose, fast_pair, slowness
 from kvsup.kvtypes import STOCK_TYPES, parse_kv_pair
 from kvsup.measures import Speed, SpeedProbe, Tuned
 from kvsup.modelshape import ModelShape, shape_of
@@ -53,14 +53,15 @@ def cpu_with(*, tuned: Tuned | None) -> Machine:
     return Machine(STOCK_TYPES, tuned=tuned)
 
 
-def pair_of(choice: Choice) -> str:
+def pair_of(choice: tuple[ModelConfig, str]) -> str:
     """Return the pair that was chosen."""
-    return str(choice.model.kv_cache_type)
+    return str(choice[0].kv_cache_type)
 
 
 def test_pair_of_the_file_is_taken_without_a_word_where_nothing_is_known_against_it() -> None:
     """Nobody is told what is as he wrote it."""
-    assert choose(MODEL, shape(), CPU) == Choice(MODEL)
+    assert choose(MODEL, shape(), CPU) == (MODEL, "")
+    assert slowness(MODEL.kv_cache_type, MODEL, shape(), CPU) is None
 
 
 @pytest.mark.parametrize(
@@ -68,10 +69,11 @@ def test_pair_of_the_file_is_taken_without_a_word_where_nothing_is_known_against
     [
         ("balanced", 64, TUNED, "q8_0:q5_1", "found by kvsup tune on 2026-11-24 for balanced"),
         ("small", 64, TUNED, "q5_0:q4_0", "for small"),
-        ("fast", 64, TUNED, "q8_0:q8_0", "kvsup tune m finds the best one for fast"),
+        ("fast", 64, TUNED, "f16:f16", "kvsup tune m finds the best one for fast"),
         ("balanced", 64, None, "q8_0:q8_0", "a safe choice"),
         ("accurate", 64, None, "f16:f16", "a safe choice"),
         ("balanced", 80, None, "f16:f16", "a safe choice"),
+        ("balanced", 96, None, "f16:f16", "a safe choice"),
         ("balanced", 80, TUNED, "f16:f16", "a safe choice"),
     ],
 )
@@ -84,26 +86,36 @@ def test_auto_takes_what_was_found_else_a_safe_pair_and_says_which(
     choice = choose(model, shape(head), cpu_with(tuned=tuned))
 
     assert pair_of(choice) == expected
-    assert says in choice.note
-    assert expected in choice.note
-    assert not choice.model.kv_is_auto
+    assert says in choice[1]
+    assert expected in choice[1]
+    assert not choice[0].kv_is_auto
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        (Machine(STOCK_TYPES, ("CANN0",), 11434), "f16:f16"),
+        (Machine(STOCK_TYPES, probes={"q8_0:q8_0": probe("q8_0:q8_0", 0.4, 1.0)}), "f16:f16"),
+        (Machine(STOCK_TYPES, ("MTL0",), 11434), "q8_0:q8_0"),
+    ],
+)
+def test_auto_does_not_take_what_is_known_to_be_slow(machine: Machine, expected: str) -> None:
+    """Nobody who leaves the choice to kvsup is then told that it was a bad one."""
+    chosen, _ = choose(AUTO, shape(), machine)
+
+    assert str(chosen.kv_cache_type) == expected
+    assert slowness(chosen.kv_cache_type, chosen, shape(), machine) is None
 
 
 def test_auto_does_not_take_a_type_that_the_binary_lacks() -> None:
     """What was found with a fork is of no use with the stock binary."""
-    tuned = msgspec.structs.replace(TUNED, picks={"balanced": "q8_0:turbo3"})
+    for pick in ("q8_0:turbo3", "q8_0:q8_0:q4_0", ""):
+        tuned = msgspec.structs.replace(TUNED, picks={"balanced": pick})
 
-    assert pair_of(choose(AUTO, shape(), cpu_with(tuned=tuned))) == "q8_0:q8_0"
+        assert pair_of(choose(AUTO, shape(), cpu_with(tuned=tuned))) == "q8_0:q8_0"
 
 
-@pytest.mark.parametrize(
-    ("kv_slow", "expected", "says"),
-    [
-        ("warn", "q8_0:q4_0", "{} is fast here"),
-        ("refuse", "q8_0:q4_0", 'use {}, or kv_slow = "warn"'),
-        ("fallback", "{}", '{} is used instead (kv_slow = "fallback")'),
-    ],
-)
+@pytest.mark.parametrize("kv_slow", ["warn", "refuse", "fallback"])
 @pytest.mark.parametrize(
     ("machine", "fast"),
     [
@@ -113,16 +125,21 @@ def test_auto_does_not_take_a_type_that_the_binary_lacks() -> None:
     ],
     ids=["by the table", "reads slowly", "writes slowly"],
 )
-def test_slow_pair_is_warned_of_refused_or_replaced(
-    machine: Machine, fast: str, kv_slow: str, expected: str, says: str
+def test_slow_pair_is_known_and_replaced_where_the_file_says_so(
+    machine: Machine, fast: str, kv_slow: str
 ) -> None:
-    """By the table or by a probe, as the file says; the nearest fast pair is named each time."""
-    choice = choose(msgspec.structs.replace(MODEL, kv_slow=kv_slow), shape(), machine)
+    """By the table or by a probe; the nearest fast pair is named."""
+    model = msgspec.structs.replace(MODEL, kv_slow=kv_slow)
 
-    assert pair_of(choice) == expected.format(fast)
-    assert says.format(fast) in (choice.refusal or choice.note or choice.slow)
-    assert (choice.refusal is not None) == (kv_slow == "refuse")
-    assert bool(choice.slow) == (kv_slow != "fallback")
+    chosen, note = choose(model, shape(), machine)
+
+    assert slowness(MODEL.kv_cache_type, model, shape(), machine)
+    assert str(fast_pair(model, shape(), machine)) == fast
+    if kv_slow == "fallback":
+        assert str(chosen.kv_cache_type) == fast
+        assert f'{fast} is used instead (kv_slow = "fallback")' in note
+    else:
+        assert (chosen, note) == (model, "")
 
 
 def test_probe_counts_more_than_the_table() -> None:
@@ -131,7 +148,7 @@ def test_probe_counts_more_than_the_table() -> None:
         STOCK_TYPES, ("MTL0",), 11434, probes={"q8_0:q4_0": probe("q8_0:q4_0", 0.9, 1.1)}
     )
 
-    assert choose(MODEL, shape(), machine) == Choice(MODEL)
+    assert slowness(MODEL.kv_cache_type, MODEL, shape(), machine) is None
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.1, "f16:f16"), (0.9, "q8_0:q8_0")])
@@ -148,3 +165,41 @@ def test_fallback_of_a_pair_that_was_probed_slow_was_probed_too(
     chosen = pair_of(choose(model, shape(), Machine(STOCK_TYPES, probes=probes)))
 
     assert chosen == expected
+
+
+@pytest.mark.parametrize(
+    ("pair", "device", "build", "nearest"),
+    [
+        ("q8_0:q5_1", "CUDA0", 11434, "q8_0:q8_0"),
+        ("q5_1:q4_0", "CUDA0", 10000, "q8_0:q8_0"),
+        ("q5_1:q4_0", "MTL0", 11434, "q5_1:q5_1"),
+        ("q8_0:q4_0", "Vulkan0", 11434, "q8_0:q4_0"),
+        ("q8_0:q8_0", "CANN0", 11434, "f16:f16"),
+        ("iq4_nl:iq4_nl", "RPC0[host:1]", 11434, "q4_0:q4_0"),
+    ],
+)
+def test_fast_pair_keeps_the_bits_of_k(pair: str, device: str, build: int, nearest: str) -> None:
+    """Errors in K cost more, so K is kept before V, and not lowered."""
+    model = msgspec.structs.replace(MODEL, kv_cache_type=parse_kv_pair(pair))
+
+    found = fast_pair(model, shape(128), Machine(STOCK_TYPES, (device,), build))
+
+    assert found == parse_kv_pair(nearest)
+
+
+def test_fast_pair_is_of_the_binarys_types_and_of_those_that_the_model_can_run_with() -> None:
+    """Where nothing is left there is none."""
+    machine = Machine(("f16", "q4_0"), ("CUDA0",), 11434)
+
+    assert fast_pair(MODEL, shape(), machine) == parse_kv_pair("f16")
+    assert fast_pair(MODEL, shape(80), machine) == parse_kv_pair("f16")
+    assert fast_pair(MODEL, shape(), Machine(("turbo3",), ("CUDA0",), 11434)) is None
+
+
+def test_backend_of_a_model_that_names_an_rpc_server_is_rpc() -> None:
+    """It is no device of ``--list-devices``, and the one that aborts."""
+    model = msgspec.structs.replace(MODEL, extra_args=("--rpc", "host:50052"))
+
+    assert backend_here(model, ["CUDA0"]) == "rpc"
+    assert backend_here(MODEL, ["CUDA0"]) == "cuda"
+    assert backend_here(MODEL, []) == "cpu"
