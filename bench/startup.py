@@ -1,4 +1,4 @@
-"""How long ``kvsup`` takes to answer ``--help`` and to listen, and what it holds at rest."""
+"""How long ``kvsup`` takes to answer ``--help``, to estimate, to listen; what it holds at rest."""
 
 import argparse
 import statistics
@@ -42,10 +42,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     n_rounds = parser.parse_args().rounds
     run_ms("-m", "kvsup", "--help")  # compiles what has no .pyc yet
-    bare, helped, listening, resident = [], [], [], []
+    model = cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    estimating = ("-m", "kvsup", "estimate", str(model), "--pairs", "all", "--json")
+    run_ms(*estimating)
+    bare, helped, estimated, listening, resident = [], [], [], [], []
     for _ in range(n_rounds):
         bare.append(run_ms("-c", "pass"))
         helped.append(run_ms("-m", "kvsup", "--help"))
+        estimated.append(run_ms(*estimating))
         with tempfile.TemporaryDirectory() as folder:
             listening_ms, resident_mb = at_rest(Path(folder) / "kvsup")
         listening.append(listening_ms)
@@ -53,6 +57,7 @@ def main() -> None:
     rows = {
         "Python alone, ms": bare,
         "kvsup --help, ms": helped,
+        "kvsup estimate of 81 pairs, ms": estimated,
         "kvsup run until it listens, ms": listening,
         "kvsup at rest, MB resident": resident,
     }

@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
+from kvsup import kvrules
 from kvsup.config import ModelConfig
 from kvsup.kvlooks import Setup
-from kvsup.kvrules import findings
 from kvsup.llama.argv import owned_arguments, owned_variables, unknown_arguments
 from kvsup.llama.binary import Binary
 from kvsup.modelshape import ModelShape
@@ -42,11 +42,7 @@ def model_findings(
             key = "name" if name == model.name else "aliases"
             yield key, f"{name!r} is no model name; letters, digits, . _ - and one :tag are"
     setup = kv_setup(model, binary=binary, shape=shape, draft_shape=draft_shape)
-    told = set()
-    for found in findings(setup):
-        if found.verdict == "refused" and found.key not in told:
-            told.add(found.key)  # the first says what to write; another would say it again
-            yield found.key, found.message
+    yield from ((found.key, found.message) for found in refusals(setup))
     for argument, key in owned_arguments(model.extra_args):
         yield "extra_args", f"{argument} is kvsup's own; {f'use {key}' if key else 'drop it'}"
     if binary is not None:
@@ -61,6 +57,18 @@ def model_findings(
         yield f"options.{option}", message
 
 
+def refusals(setup: Setup) -> Iterator[kvrules.Finding]:
+    """Yield each broken rule of KV pairs that forbids a start, one for each key.
+
+    The first says what to write; another would say it again.
+    """
+    told = set()
+    for found in kvrules.findings(setup):
+        if found.verdict == "refused" and found.key not in told:
+            told.add(found.key)
+            yield found
+
+
 def model_advice(
     model: ModelConfig,
     *,
@@ -72,7 +80,9 @@ def model_advice(
 
     That its pair is slow here is said by ``kvsup/kvchoice.py``, which knows what was measured.
     """
-    for found in findings(kv_setup(model, binary=binary, shape=shape, draft_shape=draft_shape)):
+    for found in kvrules.findings(
+        kv_setup(model, binary=binary, shape=shape, draft_shape=draft_shape)
+    ):
         if found.verdict == "warn":
             yield found.key, found.message
 

@@ -34,6 +34,8 @@ class Problem:
     """The dotted key, or an empty string where the whole file is meant."""
     message: str
     """What is wrong; what to write instead."""
+    evidence: str = ""
+    """What is expected, and where that is known from; empty where the message says all."""
 
     def __str__(self) -> str:
         where = self.source if self.line is None else f"{self.source}:{self.line}"

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from kvsup.checks import kv_setup
 from kvsup.cli.tables import plain_console
+from kvsup.errors import ConfigError
 from kvsup.kvchoice import SLOW_RATIO, fast_pair, is_slow, path_here
 from kvsup.kvrules import Finding, findings
 from kvsup.kvtypes import KVPair
@@ -16,6 +17,24 @@ from kvsup.measures import SpeedProbe
 from kvsup.plan import Plan
 from kvsup.runtime.configdir import Configuration
 from kvsup.slowpaths import Path
+
+
+def show_problems(error: ConfigError, *, as_json: bool) -> None:
+    """Print what is wrong, and of each broken rule what is expected and how that is known."""
+    if as_json:
+        problems = [
+            {"source": p.source, "line": p.line, "key": p.key, "message": p.message}
+            | ({"evidence": p.evidence} if p.evidence else {})
+            for p in error.problems
+        ]
+        typer.echo(json.dumps({"problems": problems or [{"message": str(error)}]}))
+        return
+    if not error.problems:
+        typer.echo(f"kvsup: {error}", err=True)
+    for problem in error.problems:
+        typer.echo(str(problem), err=True)
+        if problem.evidence:
+            typer.echo(f"    {problem.evidence}", err=True)
 
 
 def show(configuration: Configuration, *, as_json: bool) -> bool:
@@ -85,10 +104,10 @@ def _rules(plan: Plan) -> list[Finding]:
 
 
 def _path(plan: Plan) -> tuple[Path, KVPair | None]:
-    """Return where attention runs by the table, and the nearest pair that is fast there."""
+    """Return where attention runs by the table, and where that is slow the nearest fast pair."""
     path = path_here(plan.model.kv_cache_type, plan.model, plan.file.shape, plan.machine)
-    if path.verdict == "fast":
-        return path, plan.model.kv_cache_type
+    if not plan.slow_kv:
+        return path, None
     return path, fast_pair(plan.model, plan.file.shape, plan.machine)
 
 

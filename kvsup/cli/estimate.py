@@ -1,15 +1,13 @@
 """``kvsup estimate``: what each KV pair of a model takes, and how much context fits."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import msgspec
 import typer
-from rich.console import Console
 
-from kvsup.cli.tables import new_table, plain_console
 from kvsup.kvchoice import slowness
 from kvsup.kvrules import violation
 from kvsup.kvtypes import STOCK_TYPES, KVPair, KVType, parse_kv_pair
@@ -79,8 +77,10 @@ def show(
         tables = [_as_json(plan, row, budget_bytes) for row in rows]
         typer.echo(json.dumps(tables[0] if len(tables) == 1 else {"pairs": tables}))
         return
-    console = plain_console()
-    _print_head(console, plan, rows[0].estimate, budget_bytes)
+    from kvsup.cli.tables import new_table, plain_console  # noqa: PLC0415 - JSON needs no rich
+
+    for line in _head(plan, rows[0].estimate, budget_bytes):
+        typer.echo(line)
     columns = ["PAIR", "K", "V", "STATE", "COMPUTE", "IN ALL"]
     table = new_table(*columns, *(["LARGEST CONTEXT"] if budget_bytes else []), "")
     for row in rows:
@@ -90,7 +90,7 @@ def show(
         sizes = ["-" if row.refused else format_bytes(each) for each in bytes_of]
         largest = [str(row.largest or "none fits")] if budget_bytes and not row.refused else ["-"]
         table.add_row(str(row.pair), *sizes, *(largest if budget_bytes else []), row.note)
-    console.print(table)
+    plain_console().print(table)
 
 
 def _row(plan: Plan, pair: KVPair, budget_bytes: int | None) -> _Row:
@@ -103,23 +103,22 @@ def _row(plan: Plan, pair: KVPair, budget_bytes: int | None) -> _Row:
     return _Row(pair, plan.estimate_of(pair), largest, broken.message if broken else "", slow or "")
 
 
-def _print_head(console: Console, plan: Plan, of_first: Estimate, budget_bytes: int | None) -> None:
+def _head(plan: Plan, of_first: Estimate, budget_bytes: int | None) -> Iterator[str]:
     shape, model = plan.file.shape, plan.model
     trained = shape.n_ctx_train_tokens or "an unknown number of"
-    console.print(
+    yield (
         f"{plan.name}: {shape.architecture}, {len(shape.layers)} layers,"
         f" trained for {trained} tokens, weights {format_bytes(plan.file.size_bytes)}"
     )
-    console.print(f"{model.num_parallel} x {model.num_ctx} tokens, by {plan.binary.label}")
-    for note in plan.notes:
-        console.print(note, soft_wrap=True)
+    yield f"{model.num_parallel} x {model.num_ctx} tokens, by {plan.binary.label}"
+    yield from plan.notes
     beside = [f"prompt cache up to {format_bytes(of_first.prompt_cache_bytes)}"]
     if of_first.checkpoint_bytes:
         each, most = format_bytes(of_first.checkpoint_bytes), of_first.max_checkpoints
         beside.append(f"up to {most} context checkpoints of {each}")
-    console.print(f"beside it, in RAM, as it is used: {', '.join(beside)}")
+    yield f"beside it, in RAM, as it is used: {', '.join(beside)}"
     if budget_bytes is not None:
-        console.print(f"budget {format_bytes(budget_bytes)}, {_INCLUDED}")
+        yield f"budget {format_bytes(budget_bytes)}, {_INCLUDED}"
 
 
 def _as_json(plan: Plan, row: _Row, budget_bytes: int | None) -> dict[str, object]:

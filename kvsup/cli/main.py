@@ -65,19 +65,14 @@ def run(
 @app.command()
 def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
     """Check every file of a configuration folder; exit code 2 with all problems if any."""
+    from kvsup.cli.check import show as show_checks
+    from kvsup.cli.check import show_problems
+
     try:
         configuration = configuration_of(config_dir)
     except ConfigError as error:
-        if not as_json:
-            raise
-        problems = [
-            {"source": p.source, "line": p.line, "key": p.key, "message": p.message}
-            for p in error.problems
-        ]
-        typer.echo(json.dumps({"problems": problems or [{"message": str(error)}]}))
+        show_problems(error, as_json=as_json)
         raise typer.Exit(2) from error
-    from kvsup.cli.check import show as show_checks
-
     if not show_checks(configuration, as_json=as_json):
         raise typer.Exit(2)
 

@@ -3,12 +3,12 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
-from kvsup.checks import Finding, model_findings, name_clashes
+from kvsup.checks import Finding, kv_setup, model_findings, name_clashes, refusals
 from kvsup.config import HostConfig, ModelConfig
 from kvsup.decode import Source, decode_host, decode_models, variant_name
 from kvsup.environment import read_environment
@@ -177,8 +177,18 @@ class _Reading:
             shape=file.shape if file else None,
             draft_shape=draft.shape if draft else None,
         )
+        setup = kv_setup(
+            model,
+            binary=known,
+            shape=file.shape if file else None,
+            draft_shape=draft.shape if draft else None,
+        )
+        evidence = {
+            found.message: f"expected: {found.expected}; known from: {found.evidence}"
+            for found in refusals(setup)
+        }
         for finding in findings:
-            self._note(model, source, finding)
+            self._note(model, source, finding, evidence=evidence.get(finding[1], ""))
         if findings or file is None or known is None:
             return None
         return make_plan(
@@ -214,7 +224,9 @@ class _Reading:
                 self._binaries[path] = str(error)
         return self._binaries[path]
 
-    def _note(self, model: ModelConfig, source: Source, finding: Finding) -> None:
+    def _note(
+        self, model: ModelConfig, source: Source, finding: Finding, *, evidence: str = ""
+    ) -> None:
         """Note a finding where its key was written: variant, model, kvsup.toml or environment."""
         key, message = finding
         top = key.partition(".")[0]
@@ -225,6 +237,7 @@ class _Reading:
             self._problems.append(source.problem(key, message))
         else:
             self._add(key, message, source)
+        self._problems[-1] = replace(self._problems[-1], evidence=evidence)
 
     def _add(self, key: str, message: str, otherwise: Source) -> None:
         """Note a problem in kvsup.toml or the environment if it has the key, else elsewhere."""

@@ -83,7 +83,10 @@ def test_check_of_a_good_folder_has_each_model_with_its_rules(kvsup: RunningKvsu
         "smollm2: q8_0:q5_1, 1024 tokens: fine",
         "smollm2:agent: f16:f16, 1024 tokens: fine",
     ]
-    assert json_of(kvsup, "check") == {"problems": []}
+    told = json_of(kvsup, "check")
+    assert told["problems"] == []
+    assert [model["name"] for model in told["models"]] == ["broken", "smollm2", "smollm2:agent"]
+    assert all(rule["verdict"] == "ok" for model in told["models"] for rule in model["rules"])
 
 
 def test_check_of_a_bad_folder_ends_with_2_and_every_problem(tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_check_of_a_bad_folder_ends_with_2_and_every_problem(tmp_path: Path) -> 
             "source": "m.toml",
             "line": 2,
             "key": "num_ctx",
-            "message": "expected int, got str",
+            "message": 'expected int, got str; write a number or "auto"',
         },
     ]
 
