@@ -34,7 +34,7 @@ def quality_of(scores: TokenScores, *, seed: int = _SEED) -> Quality:
     n_tokens = len(scores.kld_nats)
     if not n_tokens:
         raise ValueError("no token was scored")
-    low, high = _interval(_blocks(scores.kld_nats, scores.blocks), seed)
+    low, high = interval(_blocks(scores.kld_nats, scores.blocks), seed=seed)
     worse = math.fsum(scores.reference_logprob) - math.fsum(scores.logprob)
     return Quality(
         n_tokens=n_tokens,
@@ -60,13 +60,26 @@ def is_tie(a: TokenScores, b: TokenScores, *, seed: int = _SEED) -> bool:
     if a.blocks != b.blocks or len(a.kld_nats) != len(b.kld_nats) or not a.kld_nats:
         raise ValueError("only scores of the same tokens can be compared")
     differences = [x - y for x, y in zip(a.kld_nats, b.kld_nats, strict=True)]
-    low, high = _interval(_blocks(differences, a.blocks), seed)
+    low, high = interval(_blocks(differences, a.blocks), seed=seed)
     return low <= 0 <= high
 
 
 def overlap(a: Quality, b: Quality) -> bool:
     """Say whether two intervals overlap: all that can be said without scores of single tokens."""
     return a.low_kld_nats <= b.high_kld_nats and b.low_kld_nats <= a.high_kld_nats
+
+
+def interval(blocks: Sequence[Block], *, seed: int = _SEED) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over all tokens, by drawing ``blocks`` as they are.
+
+    One block alone has an interval without a width, which says nothing of how sure its mean is.
+    """
+    draw = random.Random(seed)  # noqa: S311 - statistics, and the same in every run
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = draw.choices(blocks, k=len(blocks))
+        means.append(sum(block[0] for block in drawn) / sum(block[1] for block in drawn))
+    return percentile(means, _TAIL), percentile(means, 1 - _TAIL)
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -118,13 +131,3 @@ def _blocks(values: Sequence[float], lengths: Sequence[int]) -> list[Block]:
     step = -(-len(ends) // MAX_BLOCKS)
     ends = sorted({*ends[step - 1 :: step], len(values)})
     return [(math.fsum(values[i:j]), j - i) for i, j in pairwise((0, *ends))]
-
-
-def _interval(blocks: Sequence[Block], seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of the mean over all tokens, by drawing blocks."""
-    draw = random.Random(seed)  # noqa: S311 - statistics, and the same in every run
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = draw.choices(blocks, k=len(blocks))
-        means.append(sum(block[0] for block in drawn) / sum(block[1] for block in drawn))
-    return percentile(means, _TAIL), percentile(means, 1 - _TAIL)

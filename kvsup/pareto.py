@@ -22,8 +22,11 @@ BALANCED_KLD_NATS = 0.02
 """Some 2 to 3 % of the most likely tokens are others; weights at Q6_K cost about as much."""
 SMALL_KLD_NATS = 0.1
 """Some 10 % of the most likely tokens are others: text is still sound, tool calls may break."""
-BALANCED_SPEED = 0.6
-"""Part of f16:f16's speed that a balanced pair keeps, prompt and generation, at every depth."""
+BALANCED_SPEED = 0.5
+"""Part of f16:f16's speed that keeps pace, prompt and generation, at every depth.
+
+Below it a pair counts as slow (``kvchoice.SLOW_RATIO``).
+"""
 SAME_SPEED = 0.97
 """Generation that is not further below the fastest is as fast: runs of one pair differ as much."""
 SAME_WEIGHT = 1.25
@@ -139,8 +142,9 @@ def pick(
 
     Args:
         measurements: f16:f16 among them, as the floor and the measure of speeds.
-        goal: ``accurate``, ``balanced`` and ``small`` are the least bytes under their limits,
-            ``fast`` is the fastest generation at depth.
+        goal: ``accurate``, ``balanced`` and ``small`` are the least bytes under their limits, the
+            first two among pairs that keep pace with f16:f16, where there are any; ``fast`` is the
+            fastest generation at depth. No goal is served by a pair whose tool calls differ.
         max_kld: a limit on the mean loss instead of the goal's own.
         memory_bytes: what the cache may take, with its scratch.
     """
@@ -151,24 +155,38 @@ def pick(
     fitting = [m for m in sound if memory_bytes is None or size_bytes(m) <= memory_bytes]
     if not fitting:
         return Choice(None, f"no pair fits: {min(sound, key=size_bytes).pair} is the smallest")
-    enough = [m for m in fitting if loss_nats(m) <= limit]
-    if not enough:
+    near = [m for m in fitting if loss_nats(m) <= limit]
+    if not near:
         best = min(fitting, key=loss_nats)
         return Choice(
             None,
             f"no pair that fits loses at most {limit:.3g} nats; "
             f"{best.pair} loses least, {loss_nats(best):.3g}",
         )
+    enough = [m for m in near if _calls_alike(m)]
+    if not enough:
+        names = ", ".join(m.pair for m in near)
+        return Choice(None, f"tool calls differ from f16:f16's with every pair that fits: {names}")
+    parted = "" if len(enough) == len(near) else "calls tools as f16:f16 does and "
     if goal == "fast":
-        return _fastest(enough, limit)
-    if goal == "balanced":
-        enough = [m for m in enough if _keeps_pace(m, sound)] or enough
+        return _fastest(enough, f"{parted}loses at most {limit:.3g} nats")
+    steady = [m for m in enough if _keeps_pace(m, sound)]
+    if goal != "small" and steady and len(steady) < len(enough):
+        parted += f"keeps {BALANCED_SPEED:.0%} of f16:f16's speeds and "
+        enough = steady
     best = min(enough, key=lambda m: (size_bytes(m), loss_nats(m)))
+    slow = "" if best in steady else "; that is slow"
     return Choice(
         best.pair,
-        f"it is the smallest that loses at most {limit:.3g} nats: {loss_nats(best):.2g}"
-        + _part(best, sound),
+        f"it is the smallest that {parted}loses at most {limit:.3g} nats: {loss_nats(best):.2g}"
+        + _part(best, sound)
+        + slow,
     )
+
+
+def _calls_alike(measurement: PairMeasurement) -> bool:
+    """Say whether all tool calls are f16:f16's, where there were any to compare."""
+    return measurement.trajectory is None or all(measurement.trajectory.same_tool_calls)
 
 
 def _limit(measurements: Iterable[PairMeasurement], goal: Goal) -> float:
@@ -178,7 +196,7 @@ def _limit(measurements: Iterable[PairMeasurement], goal: Goal) -> float:
     return SMALL_KLD_NATS if goal == "small" else BALANCED_KLD_NATS
 
 
-def _fastest(measurements: Sequence[PairMeasurement], limit: float) -> Choice:
+def _fastest(measurements: Sequence[PairMeasurement], condition: str) -> Choice:
     timed = [(speed, m) for m in measurements if (speed := deep_speed(m)) is not None]
     if not timed:
         return Choice(None, "no speed was measured")
@@ -187,7 +205,7 @@ def _fastest(measurements: Sequence[PairMeasurement], limit: float) -> Choice:
     speed, best = min(as_fast, key=lambda x: (size_bytes(x[1]), loss_nats(x[1])))
     return Choice(
         best.pair,
-        f"it is the fastest at depth that loses at most {limit:.3g} nats: "
+        f"it is the fastest at depth that {condition}: "
         f"{speed.generation_tokens_per_s:.3g} tokens/s behind {speed.depth_tokens} tokens"
         + (", the smallest of those as fast" if len(as_fast) > 1 else ""),
     )
@@ -205,27 +223,44 @@ def _keeps_pace(measurement: PairMeasurement, measurements: Iterable[PairMeasure
 
 
 def _part(best: PairMeasurement, measurements: Iterable[PairMeasurement]) -> str:
-    for m in measurements:
-        if m.pair == str(F16) and m is not best and size_bytes(m):
-            return f", with {size_bytes(best) / size_bytes(m):.0%} of f16:f16's bytes"
-    return ""
+    """Word what the best pair keeps of f16:f16's bytes and speeds."""
+    baseline = next((m for m in measurements if m.pair == str(F16)), None)
+    if baseline is None or baseline is best or not size_bytes(baseline):
+        return ""
+    size = f", with {size_bytes(best) / size_bytes(baseline):.0%} of f16:f16's bytes"
+    speed, was = deep_speed(best), deep_speed(baseline)
+    if speed is None or was is None or speed.depth_tokens != was.depth_tokens:
+        return size
+    prompt = speed.prompt_tokens_per_s / was.prompt_tokens_per_s
+    generation = speed.generation_tokens_per_s / was.generation_tokens_per_s
+    depth = f" behind {speed.depth_tokens} tokens" if speed.depth_tokens else ""
+    return f"{size}, {generation:.0%} of its generation and {prompt:.0%} of its prompt speed{depth}"
 
 
-def finding(measurements: Iterable[PairMeasurement]) -> str:
+def overlaps(a: PairMeasurement, b: PairMeasurement) -> bool:
+    """Say whether the losses of two pairs cannot be told apart by their intervals alone."""
+    return a.quality is None or b.quality is None or overlap(a.quality, b.quality)
+
+
+def finding(
+    measurements: Iterable[PairMeasurement],
+    are_equal: Callable[[PairMeasurement, PairMeasurement], bool] = overlaps,
+) -> str:
     """Return in a sentence whether K or V matters more, from two measured swapped pairs.
 
     The usual twins are taken before others; an empty text where no two were measured.
+    ``are_equal`` says whether two pairs cannot be told apart.
     """
     measured = {m.pair: m for m in measurements if m.quality is not None}
     for pair in sorted(measured, key=lambda pair: (pair not in TWINS, pair)):
         k, v = pair.split(":")
         twin = measured.get(f"{v}:{k}")
         if twin is not None and _bytes_of(k) > _bytes_of(v):
-            return _compared(measured[pair], twin)
+            return _compared(measured[pair], twin, is_tie=are_equal(measured[pair], twin))
     return ""
 
 
-def _compared(rich_k: PairMeasurement, rich_v: PairMeasurement) -> str:
+def _compared(rich_k: PairMeasurement, rich_v: PairMeasurement, *, is_tie: bool) -> str:
     """Word what two swapped pairs tell, the one with more bits in K first."""
     better, worse = sorted((rich_k, rich_v), key=loss_nats)
     is_same_size = better.k_bytes + better.v_bytes == worse.k_bytes + worse.v_bytes
@@ -233,7 +268,7 @@ def _compared(rich_k: PairMeasurement, rich_v: PairMeasurement) -> str:
         f"{better.pair} loses {loss_nats(better):.2g} nats, {worse.pair} {loss_nats(worse):.2g}"
         + (", at the same size." if is_same_size else ".")
     )
-    if better.quality is None or worse.quality is None or overlap(better.quality, worse.quality):
+    if is_tie:
         return f"K and V cannot be told apart at this sample: {numbers}"
     ratio = loss_nats(worse) / loss_nats(better) if loss_nats(better) > 0 else float("inf")
     if ratio < SAME_WEIGHT:

@@ -1,10 +1,12 @@
 """``kvsup tune``: runs a study with a progress bar, shows what was found, and writes it down."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import anyio
@@ -24,12 +26,14 @@ from kvsup.plan import Plan
 from kvsup.runtime.remembered import Remembered
 from kvsup.tuning.greedy import ToolCase
 from kvsup.tuning.report import COMMENT, StudyResult, comment, toml_line
-from kvsup.tuning.stages import Event, PairDone, PairFailed
+from kvsup.tuning.scope import Wishes
+from kvsup.tuning.stages import Event, Noted, PairDone, PairFailed
 from kvsup.tuning.stages import Progress as Stand
-from kvsup.tuning.study import Wishes, study
+from kvsup.tuning.study import study
 from kvsup.units import format_bytes, format_duration, parse_bytes, parse_duration
 
-INTERRUPTED = 130
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+"""What else ends a study as Ctrl-C does."""
 PIPE_COLUMNS = 250
 
 
@@ -70,18 +74,19 @@ def tune(plan: Plan, options: Options, *, store: Remembered, folder: Path | None
         plot.check(options.plot)
     if options.write and folder is None:
         raise ConfigError("--write needs a configured model, not a mere file")
-    try:
-        result = _run(plan, wishes, store)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"{plan.name}: interrupted; what was measured is kept, and the same command goes on",
-            err=True,
-        )
-        return INTERRUPTED
+    with _interruptible() as ended_by:
+        try:
+            result = _run(plan, wishes, store)
+        except KeyboardInterrupt:
+            again = going_on(is_fresh=options.fresh)
+            typer.echo(
+                f"{plan.name}: interrupted; what was measured is kept, and {again}", err=True
+            )
+            return 128 + (ended_by or [signal.SIGINT])[0]
     if options.as_json:
         typer.echo(msgspec.json.encode(result).decode())
     else:
-        show(result)
+        show(result, is_fresh=options.fresh)
     if options.plot is not None:
         plot.save(result, options.plot)
         typer.echo(f"plot: {options.plot}", err=True)
@@ -161,6 +166,34 @@ def _read(option: str, path: Path | None) -> str | None:
         raise ConfigError(f"{option} {path}: cannot be read: {error}") from error
 
 
+def going_on(*, is_fresh: bool) -> str:
+    """Return how a study goes on that was broken off."""
+    how = "with --resume instead of --fresh" if is_fresh else "again"
+    return f"the same command {how} goes on"
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Take SIGTERM and SIGHUP for Ctrl-C, and yield which came; what is ignored stays ignored."""
+    ended_by: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        ended_by.append(number)
+        handle = signal.getsignal(signal.SIGINT)
+        if callable(handle):
+            handle(signal.SIGINT, frame)
+
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    taken = {number: how for number, how in before.items() if how is not signal.SIG_IGN}
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield ended_by
+    finally:
+        for number, how in taken.items():
+            signal.signal(number, how)
+
+
 def _run(plan: Plan, wishes: Wishes, remembered: Remembered) -> StudyResult:
     with _bar(plan.name) as emit:
 
@@ -195,19 +228,25 @@ def _bar(name: str) -> Iterator[Callable[[Event], None]]:
                     )
                 case PairDone() if not console.is_terminal:
                     typer.echo(f"{event.stage} {event.pair}: {event.mean_kld_nats:.2g}", err=True)
+                case Noted():
+                    progress.console.print(event.text, markup=False, soft_wrap=True)
                 case PairFailed():
-                    progress.console.print(f"{event.pair} failed: {event.reason}", markup=False)
+                    progress.console.print(
+                        f"{event.stage} {event.pair} failed: {event.reason}",
+                        markup=False,
+                        soft_wrap=True,
+                    )
 
         yield emit
 
 
-def show(result: StudyResult) -> None:
+def show(result: StudyResult, *, is_fresh: bool = False) -> None:
     """Print the table, the finding, the pick, and what to write for it."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PIPE_COLUMNS)
     console.print(table_of(result))
-    for line in lines_of(result):
+    for line in lines_of(result, is_fresh=is_fresh):
         console.print(line, markup=False, soft_wrap=True)
     if sys.stdout.isatty() and (text := plot.show(result)):
         typer.echo(text)
@@ -218,9 +257,10 @@ def table_of(result: StudyResult) -> Table:
     measured = [m for m in result.pairs if m.quality is not None]
     depths = sorted({speed.depth_tokens for m in measured for speed in m.speeds})
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    names = ("PAIR", "K + V", "OF F16", "MEAN KLD", "95 %", "99.9 %", "SAME TOP", "GREEDY PARTS AT")
+    names = ("PAIR", "K + V", "OF F16", "MEAN KLD", "95 %", "99.9 %", "MAX")
+    more = ("SAME TOP", "PPL RATIO", "GREEDY PARTS AT")
     at = "/".join(map(str, depths))
-    for name in (*names, f"PROMPT T/S AT {at}", f"GENERATION T/S AT {at}", ""):
+    for name in (*names, *more, f"PROMPT T/S AT {at}", f"GENERATION T/S AT {at}", ""):
         table.add_column(name, no_wrap=True)
     whole = next((size_bytes(m) for m in measured if m.pair == str(F16)), 0)
     for m in measured:
@@ -239,7 +279,9 @@ def _row(m: PairMeasurement, result: StudyResult, *, whole_bytes: int) -> tuple[
         f"{quality.mean_kld_nats:.2g}",
         f"{quality.low_kld_nats:.2g}-{quality.high_kld_nats:.2g}",
         f"{quality.p999_kld_nats:.2g}",
+        f"{quality.max_kld_nats:.2g}",
         f"{quality.same_top:.1%}",
+        f"{quality.perplexity_ratio:.4f}",
         parting(m),
         _speeds(m.speeds, lambda speed: speed.prompt_tokens_per_s),
         _speeds(m.speeds, lambda speed: speed.generation_tokens_per_s),
@@ -282,9 +324,10 @@ def _remark(m: PairMeasurement, result: StudyResult) -> str:
     return ", ".join(words)
 
 
-def lines_of(result: StudyResult) -> Iterator[str]:
+def lines_of(result: StudyResult, *, is_fresh: bool = False) -> Iterator[str]:
     """Yield what is said below the table."""
     environment = result.environment
+    yield from result.notes
     for m in result.pairs:
         if m.failure is not None:
             yield f"{m.pair}: {m.failure}"
@@ -300,7 +343,7 @@ def lines_of(result: StudyResult) -> Iterator[str]:
     if result.rank_agreement is not None:
         yield f"llama-perplexity ranks them alike: Spearman {result.rank_agreement:.2f}"
     if not result.is_complete:
-        yield "time was up before every pair was measured; the same command goes on"
+        yield f"time was up before every pair was measured; {going_on(is_fresh=is_fresh)}"
     if result.sentence:
         yield result.sentence
     if result.pick is None:

@@ -17,6 +17,8 @@ from kvsup.keylines import key_lines
 from kvsup.runtime.tomlfile import read_toml
 
 KEY = "kv_cache_type"
+BYTE_ORDER_MARK = "\ufeff"
+"""With which some editors begin a file."""
 
 
 def with_pair(text: str, pair: str, comment: str, *, mark: str, variant: str | None = None) -> str:
@@ -62,7 +64,8 @@ def _inserted(text: str, place: tuple[str, ...], pair: str) -> str | None:
     At the end of the keys at the top, above the comments of the first table, or below the header
     of the variant.
     """
-    lines = [line + "\n" for line in text.splitlines()]
+    end = _line_end(text)
+    lines = text.splitlines(keepends=True)
     numbers = key_lines(text)
     headers = [n - 1 for n in numbers.values() if lines[n - 1].lstrip().startswith("[")]
     if place:
@@ -75,7 +78,13 @@ def _inserted(text: str, place: tuple[str, ...], pair: str) -> str | None:
             at -= 1
         while at > 0 and not lines[at - 1].strip():
             at -= 1
-    return "".join((*lines[:at], f'{KEY} = "{pair}"\n', *lines[at:]))
+    parting = end if at == len(lines) and not text.endswith(end) else ""
+    return "".join((*lines[:at], parting, f'{KEY} = "{pair}"{end}', *lines[at:]))
+
+
+def _line_end(text: str) -> str:
+    """Return how lines end: as the first one does."""
+    return "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
 
 
 def _commented(text: str, key: str, comment: str, mark: str) -> str:
@@ -90,7 +99,7 @@ def _commented(text: str, key: str, comment: str, mark: str) -> str:
         above -= 1
     kept = [line for line in lines[above:place] if not line.lstrip().startswith(mark)]
     indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
-    return "".join((*lines[:above], *kept, f"{indent}{comment}\n", *lines[place:]))
+    return "".join((*lines[:above], *kept, f"{indent}{comment}{_line_end(text)}", *lines[place:]))
 
 
 def _wanted(table: dict[str, Any], place: tuple[str, ...], pair: str) -> dict[str, Any]:
@@ -114,11 +123,16 @@ def write_pair(path: Path, name: str, pair: str, comment: str, *, mark: str) -> 
     if variant is None and name != str(source.table.get("name", path.stem)):
         raise ConfigError(f"{path} no longer holds '{name}'")
     try:
-        text = with_pair(source.text, pair, comment, mark=mark, variant=variant)
-    except ValueError as error:
+        written = path.read_bytes().decode(
+            "utf-8"
+        )  # with its line ends, and its mark if it has one
+        text = written.removeprefix(BYTE_ORDER_MARK)
+        begin = written[: len(written) - len(text)]
+        changed = begin + with_pair(text, pair, comment, mark=mark, variant=variant)
+    except (OSError, ValueError) as error:
         line = f'{KEY} = "{pair}"'
         raise ConfigError(f"{path} cannot be changed: {error}; write {line} into it") from error
-    _replace(path.resolve(), text)
+    _replace(path.resolve(), changed)
 
 
 def _variant(table: Mapping[str, Any], base: str, name: str) -> str | None:

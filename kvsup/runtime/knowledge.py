@@ -23,7 +23,7 @@ def machine_of(store: Remembered, binary: Binary, file: ModelFile, model: ModelC
         build=None if binary.kv_layer_flags else binary.build,  # ik_llama.cpp counts its own
         fa_quants=fa_quants(store, binary),
         probes=probes.by_pair,
-        tuned=store.read(_TUNED, _tuned_key(binary, file), Tuned),
+        tuned=store.read(_TUNED, _tuned_key(binary, file, model), Tuned),
     )
 
 
@@ -40,7 +40,7 @@ def keep_probe(store: Remembered, plan: Plan, probe: SpeedProbe) -> None:
 
 def keep_tuned(store: Remembered, plan: Plan, tuned: Tuned) -> None:
     """Keep what a study found, for ``kv_cache_type = "auto"``."""
-    store.write(_TUNED, _tuned_key(plan.binary, plan.file), tuned)
+    store.write(_TUNED, _tuned_key(plan.binary, plan.file, plan.model), tuned)
 
 
 def probes_of(store: Remembered, plan: Plan) -> Mapping[str, SpeedProbe]:
@@ -49,8 +49,8 @@ def probes_of(store: Remembered, plan: Plan) -> Mapping[str, SpeedProbe]:
     return known.by_pair
 
 
-def _tuned_key(binary: Binary, file: ModelFile) -> str:
-    return key_of(file.stamp, binary.path, binary.stamp)
+def _tuned_key(binary: Binary, file: ModelFile, model: ModelConfig) -> str:
+    return key_of(file.stamp, *_how(binary, model))
 
 
 def _probes_key(binary: Binary, file: ModelFile, model: ModelConfig) -> str:
@@ -59,7 +59,12 @@ def _probes_key(binary: Binary, file: ModelFile, model: ModelConfig) -> str:
     The same architecture is slow in other proportions where its layers are wider, so that counts.
     """
     shape = file.shape
-    devices = [(device.name, device.description) for device in binary.devices]
     layers = (shape.architecture, shape.n_embd, shape.n_ff, shape.n_head, shape.layers)
-    how = (model.threads, model.gpu_layers, model.main_gpu, model.flash_attention)
-    return key_of(binary.path, binary.stamp, devices, *layers, *how)
+    return key_of(*layers, *_how(binary, model))
+
+
+def _how(binary: Binary, model: ModelConfig) -> tuple[object, ...]:
+    """Return what decides how fast, and by which kernels, a model runs."""
+    devices = [(device.name, device.description) for device in binary.devices]
+    flags = (model.threads, model.gpu_layers, model.main_gpu, model.flash_attention)
+    return (binary.path, binary.stamp, devices, *flags)

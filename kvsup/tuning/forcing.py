@@ -21,7 +21,8 @@ All other ids are one rest, ``p_r = 1 - sum(p over S)`` and ``q_r`` likewise. Th
 is the KL divergence of the two distributions coarsened to ``S`` and the rest. By the log-sum
 inequality it is never more than the true one, and equal where ``p/q`` is constant over the rest.
 Rests below 1e-6 are noise of 32-bit floats; ``q_r`` counts as 1e-6 at least, which only makes the
-sum smaller, so that noise is not told as a loss.
+sum smaller, so that noise is not told as a loss. A probability of 0, whose logarithm llama-server
+tells as the lowest 32-bit float (server-task.cpp, b11434), counts as ``LEAST_LOGPROB_NATS``.
 
 What K and K' cost, and how much of the divergence they find, stands at ``TOP_REFERENCE``.
 """
@@ -51,9 +52,11 @@ Over 300 tokens of the built-in sample it is 9.4 ms with 256 and 10.1 with 512 (
 1 thread; b10434 within 10 %). Gemma's 262144 ids under a grammar cost 28 ms with 256.
 """
 
+LEAST_LOGPROB_NATS = -149 * math.log(2)
+"""Of the smallest 32-bit float, -103.3: less cannot be told from the impossible."""
+
 _REST_FLOOR = 1e-6
 _FORCING_BIAS = 1e9
-_LEAST = -3.0e38
 
 
 class Reference(Struct, frozen=True, kw_only=True):
@@ -81,9 +84,9 @@ class Reference(Struct, frozen=True, kw_only=True):
         return cls(
             n_top=len(tops[0]),
             targets=array("i", targets).tobytes(),
-            target_logprobs=_singles(target_logprobs),
+            target_logprobs=array("f", target_logprobs).tobytes(),
             ids=array("i", (id_ for top in tops for id_ in top)).tobytes(),
-            logprobs=_singles(logprob for top in tops for logprob in top.values()),
+            logprobs=array("f", (value for top in tops for value in top.values())).tobytes(),
         )
 
     def top(self, index: int) -> dict[int, float]:
@@ -104,6 +107,14 @@ class _Token(Struct, frozen=True):
     """Of the forced token."""
     top_logprobs: tuple[_Likely, ...]
     """Likeliest first."""
+
+    @property
+    def nats(self) -> float:
+        return floored(self.logprob)
+
+    @property
+    def top(self) -> dict[int, float]:
+        return {one.id: floored(one.logprob) for one in self.top_logprobs}
 
 
 class _Timings(Struct, frozen=True):
@@ -138,8 +149,8 @@ async def reference(
     tops: list[dict[int, float]] = []
     async for target, token in _forced(trial, sample, n_probs):
         targets.append(target)
-        target_logprobs.append(token.logprob)
-        tops.append(_top(token))
+        target_logprobs.append(token.nats)
+        tops.append(token.top)
         if on_token is not None:
             on_token()
     return Reference.of(targets=targets, target_logprobs=target_logprobs, tops=tops)
@@ -176,11 +187,11 @@ async def score(
     async for target, token in _forced(trial, sample, n_probs):
         index = len(klds)
         p = reference.top(index)
-        q = _top(token)
+        q = token.top
         same_tops.append(next(iter(p)) == next(iter(q)))
-        p[target], q[target] = reference_logprobs[index], token.logprob
+        p[target], q[target] = reference_logprobs[index], token.nats
         klds.append(coarse_kld_nats(p, q))
-        logprobs.append(token.logprob)
+        logprobs.append(token.nats)
         if on_token is not None:
             on_token()
     return TokenScores(
@@ -190,6 +201,11 @@ async def score(
         reference_logprob=tuple(reference_logprobs),
         blocks=sample.blocks,
     )
+
+
+def floored(logprob: float) -> float:
+    """Return a log-probability as it counts, in nats: ``LEAST_LOGPROB_NATS`` at least."""
+    return max(logprob, LEAST_LOGPROB_NATS)
 
 
 def coarse_kld_nats(p: Mapping[int, float], q: Mapping[int, float]) -> float:
@@ -219,9 +235,14 @@ async def _forced(trial: Trial, sample: Sample, n_probs: int) -> AsyncIterator[t
 async def _stepped(
     trial: Trial, passage: Passage, n_probs: int
 ) -> AsyncIterator[tuple[int, _Token]]:
-    """Ask for one token at a time; any build with ``n_probs`` can."""
+    """Ask for one token at a time; any build with ``n_probs`` can.
+
+    At a torn one, too, so that the token before it has a decode step of its own; but a whole token
+    is forced, since b10434 answers 500 to a text that ends within a character.
+    """
+    whole, torn = _scored(passage)[0], frozenset(passage.torn)
     for position in range(passage.scored_from, len(passage.tokens)):
-        target = passage.tokens[position]
+        target = whole if position in torn else passage.tokens[position]
         body = {
             "prompt": passage.tokens[:position],
             "n_predict": 1,
@@ -232,26 +253,28 @@ async def _stepped(
         n_read = answer.timings.prompt_n
         if position > passage.scored_from and n_read != 1:
             raise _unforced(trial, f"{n_read} tokens were read for one")
-        yield target, answer.completion_probabilities[0]
+        if position not in torn:
+            yield target, answer.completion_probabilities[0]
 
 
 async def _generated(
     trial: Trial, passage: Passage, n_probs: int
 ) -> AsyncIterator[tuple[int, _Token]]:
-    """Have the whole passage generated; the grammar leaves no choice."""
-    targets = _scored(passage)
-    body = {
-        "prompt": passage.tokens[: passage.scored_from],
-        "n_predict": len(targets),
-        "grammar": "root ::= " + " ".join(f"<[{target}]>" for target in targets),
-        **_asking(n_probs),
-    }
-    answer = await trial.ask("/completion", body, shape=_Answer)
-    told = answer.completion_probabilities
-    if tuple(token.id for token in told) != targets:
-        raise _unforced(trial, "this llama-server knows no grammars of token ids")
-    for target, token in zip(targets, told, strict=True):
-        yield target, token
+    """Have the whole passage generated, but for torn tokens; the grammar leaves no choice."""
+    for run in passage.runs:
+        targets = passage.tokens[run.start : run.stop]
+        body = {
+            "prompt": passage.tokens[: run.start],
+            "n_predict": len(targets),
+            "grammar": "root ::= " + " ".join(f"<[{target}]>" for target in targets),
+            **_asking(n_probs),
+        }
+        answer = await trial.ask("/completion", body, shape=_Answer)
+        told = answer.completion_probabilities
+        if tuple(token.id for token in told) != targets:
+            raise _unforced(trial, "this llama-server knows no grammars of token ids")
+        for target, token in zip(targets, told, strict=True):
+            yield target, token
 
 
 def _asking(n_probs: int) -> dict[str, object]:
@@ -278,13 +301,4 @@ def _unforced(trial: Trial, reason: str) -> TrialFailed:
 
 
 def _scored(passage: Passage) -> tuple[int, ...]:
-    return passage.tokens[passage.scored_from :]
-
-
-def _top(token: _Token) -> dict[int, float]:
-    return {likely.id: likely.logprob for likely in token.top_logprobs}
-
-
-def _singles(values: Iterable[float]) -> bytes:
-    """Return 32-bit floats; llama-server tells the logarithm of 0 as -1.8e308."""
-    return array("f", (max(value, _LEAST) for value in values)).tobytes()
+    return tuple(passage.tokens[index] for index in passage.scored)

@@ -17,6 +17,12 @@ ToolCase = dict[str, Any]
 """A body of ``/v1/chat/completions`` with ``tools``."""
 
 
+MAX_CALL_TOKENS = 512
+"""Of the answer to a tool case that sets no limit itself."""
+
+_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+
+
 async def answers(
     trial: Trial, prompts: Iterable[str], *, n_tokens: int = 48
 ) -> tuple[tuple[int, ...], ...]:
@@ -70,7 +76,7 @@ async def tool_calls(trial: Trial, cases: Iterable[ToolCase]) -> tuple[str, ...]
 
     Args:
         trial: of the pair.
-        cases: how they would be sampled is overridden.
+        cases: how they would be sampled is overridden, and how much where they leave it open.
 
     Raises:
         TrialFailed: as ``Trial.ask``.
@@ -79,6 +85,8 @@ async def tool_calls(trial: Trial, cases: Iterable[ToolCase]) -> tuple[str, ...]
     for case in cases:
         body = {**case, "stream": False, "n": 1, "temperature": 0, "cache_prompt": False}
         body.pop("stream_options", None)
+        if not any(limit in case for limit in _LIMITS):
+            body["max_tokens"] = MAX_CALL_TOKENS
         answer = await trial.ask("/v1/chat/completions", body)
         calls = answer["choices"][0]["message"].get("tool_calls") or []
         plain = [_call(call["function"]) for call in calls]

@@ -14,6 +14,8 @@ from kvsup.tuning.sample import Conversation
 CHUNK_TOKENS = 512
 MAX_CHUNKS = 4
 """So many order pairs as all of a text does (b11434, SmolLM2)."""
+CHECK_CHUNKS = 2
+"""So many do in 99.8 % of draws, which is enough for a second opinion."""
 
 _MAX_FILE_BYTES = 1 << 29
 """Of f16:f16's logits, which lie in the folder for temporary files as long as they are needed."""
@@ -22,16 +24,17 @@ _MAX_FILE_BYTES = 1 << 29
 class Judge:
     """Asks llama-perplexity."""
 
-    def __init__(self, tool: Path, plan: Plan, folder: Path, text: str) -> None:
+    def __init__(self, tool: Path, plan: Plan, folder: Path, text: str, *, max_chunks: int) -> None:
         self._tool = tool
         self._plan = plan
         self._text = folder / "text"
         self._logits = folder / "logits"
-        self._is_prepared = False
+        self.is_prepared = False
+        """f16:f16 was run."""
         self._text.write_text(text, "utf-8")
         row_bytes = 2 * (plan.file.shape.n_vocab + 4)
         affordable = _MAX_FILE_BYTES // (CHUNK_TOKENS // 2 * row_bytes)
-        self.n_chunks = min(MAX_CHUNKS, max(1, affordable))
+        self.n_chunks = min(max_chunks, max(1, affordable))
 
     @property
     def n_tokens(self) -> int:
@@ -44,7 +47,7 @@ class Judge:
         Raises:
             TrialFailed: it cannot be run.
         """
-        if not self._is_prepared:
+        if not self.is_prepared:
             await perplexity.base(
                 self._tool,
                 self._plan,
@@ -53,7 +56,7 @@ class Judge:
                 n_ctx=CHUNK_TOKENS,
                 n_chunks=self.n_chunks,
             )
-            self._is_prepared = True
+            self.is_prepared = True
 
     async def quality(self, pair: KVPair) -> Quality:
         """Return what ``pair`` loses; after ``prepare``.
@@ -72,8 +75,10 @@ class Judge:
 
 
 @contextmanager
-def judging(plan: Plan, conversations: Iterable[Conversation]) -> Iterator[Judge | None]:
-    """Hold a judge; None where the build has no llama-perplexity."""
+def judging(
+    plan: Plan, conversations: Iterable[Conversation], *, max_chunks: int
+) -> Iterator[Judge | None]:
+    """Hold a judge of so many chunks; None where the build has no llama-perplexity."""
     tool = perplexity.find(plan.binary)
     if tool is None:
         yield None
@@ -83,4 +88,4 @@ def judging(plan: Plan, conversations: Iterable[Conversation]) -> Iterator[Judge
         for one in conversations
     )
     with tempfile.TemporaryDirectory(prefix="kvsup-") as folder:
-        yield Judge(tool, plan, Path(folder), text)
+        yield Judge(tool, plan, Path(folder), text, max_chunks=max_chunks)

@@ -94,8 +94,7 @@ class Subject:
             self.plan.configured, kv_cache_type=pair, num_ctx=self.trial_tokens, num_parallel=1
         )
         identity = self.plan.configured_as(configured).identity
-        label = self.plan.binary.label
-        return key_of(identity, label, self.conversations, self.tool_cases)
+        return key_of(identity, self.plan.binary.stamp, self.conversations, self.tool_cases)
 
 
 async def baseline(subject: Subject, decide: Callable[[Costs], Schedule], tick: Tick) -> Baseline:
@@ -107,8 +106,11 @@ async def baseline(subject: Subject, decide: Callable[[Costs], Schedule], tick: 
     began_s = time.monotonic()
     async with trial(subject.plan, F16, num_ctx=subject.trial_tokens) as running:
         load_s = time.monotonic() - began_s
+        # First, since a case that is refused should not cost the reference.
+        calls = await greedy.tool_calls(running, subject.tool_cases)
         costs = await _costs(running, subject, load_s)
         plan = decide(costs)
+        tick(costs.load_s)
         text = await sample.prepare(
             running, subject.conversations, max_scored_tokens=plan.full_tokens
         )
@@ -120,7 +122,7 @@ async def baseline(subject: Subject, decide: Callable[[Costs], Schedule], tick: 
             sample=text,
             reference=reference,
             answers=answers,
-            tool_calls=await greedy.tool_calls(running, subject.tool_cases),
+            tool_calls=calls,
             facts=_facts(running),
         )
 
@@ -176,6 +178,8 @@ async def full(subject: Subject, pair: KVPair, base: Baseline, tick: Tick) -> Fu
     quality = None if subject.judge is None else await subject.judge.quality(pair)
     async with trial(subject.plan, pair, num_ctx=subject.trial_tokens) as running:
         tick(plan.costs.load_s)
+        calls = await greedy.tool_calls(running, subject.tool_cases)
+        same = tuple(a == b for a, b in zip(base.tool_calls, calls, strict=True))
         depths = (0, plan.deep_tokens) if plan.deep_tokens else (0,)
         speeds = [await _speed(running, depth) for depth in depths]
         tick(plan.speeds_s)
@@ -184,8 +188,6 @@ async def full(subject: Subject, pair: KVPair, base: Baseline, tick: Tick) -> Fu
             quality = quality_of(scores)
         trajectory = greedy.first_differences(base.answers, await _answers(running, plan))
         tick(plan.answers_s)
-        calls = await greedy.tool_calls(running, subject.tool_cases)
-        same = tuple(a == b for a, b in zip(base.tool_calls, calls, strict=True))
         return Full(
             quality=quality,
             scores=scores,

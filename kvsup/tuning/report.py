@@ -1,12 +1,14 @@
 """What a study found, as one document: pairs, environment, picks, and how sure they are."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 import msgspec
 from msgspec import Struct
 
-from kvsup.divergence import is_tie, overlap
+from kvsup.divergence import is_tie
 from kvsup.kvtypes import F16, KVPair
 from kvsup.measures import Goal, Method, PairMeasurement, TokenScores, Tuned
 from kvsup.pareto import (
@@ -15,6 +17,7 @@ from kvsup.pareto import (
     deep_speed,
     finding,
     loss_nats,
+    overlaps,
     pareto,
     pick,
     size_bytes,
@@ -39,6 +42,10 @@ class Environment(Struct, frozen=True, kw_only=True):
     """Empty on a CPU."""
     threads: int | None
     """None: one a core."""
+    cores: int | None
+    """Of the machine; None: not known."""
+    gpu_layers: int | None
+    extra_args: tuple[str, ...]
     flash_attention: str
     """What it came out as, from the log."""
     unrotated: tuple[str, ...]
@@ -88,7 +95,9 @@ class StudyResult(Struct, frozen=True, kw_only=True):
     rank_agreement: float | None
     """Spearman's correlation with llama-perplexity over the finalists; None: not compared."""
     is_complete: bool
-    """All that should be measured was measured, or failed."""
+    """All that should be measured was measured, or failed for another reason than time."""
+    notes: tuple[str, ...]
+    """What went otherwise than was asked for, with the mend."""
     environment: Environment
 
 
@@ -104,6 +113,7 @@ def concluded(
     refused: Mapping[str, str],
     rank_agreement: float | None,
     is_complete: bool,
+    notes: Sequence[str] = (),
 ) -> StudyResult:
     """Return the document of a study.
 
@@ -118,6 +128,7 @@ def concluded(
         refused: pairs that cannot run, with the reason.
         rank_agreement: with llama-perplexity.
         is_complete: nothing was left out.
+        notes: what went otherwise than was asked for.
     """
     ordered = sorted(measurements, key=lambda m: (loss_nats(m), m.predicted_kld_nats or 0, m.pair))
     measured = [m for m in ordered if m.quality is not None]
@@ -127,7 +138,7 @@ def concluded(
         goal=goal,
         pick=choice.pair,
         reason=choice.reason,
-        sentence=finding(ordered),
+        sentence=finding(ordered, partial(_equal, scores)),
         picks={g: pair for g in GOALS if (pair := pick(ordered, g).pair) is not None},
         front=tuple(m.pair for m in pareto(ordered)),
         ties=_ties(measured, scores),
@@ -136,6 +147,7 @@ def concluded(
         refused=dict(refused),
         rank_agreement=rank_agreement,
         is_complete=is_complete,
+        notes=tuple(notes),
         environment=environment,
     )
 
@@ -155,17 +167,17 @@ def _ties(
     """Return runs of pairs, in the order of their losses, each no worse than its run's first."""
     groups: list[list[PairMeasurement]] = []
     for measurement in measured:
-        if groups and _equal(groups[-1][0], measurement, scores):
+        if groups and _equal(scores, groups[-1][0], measurement):
             groups[-1].append(measurement)
         else:
             groups.append([measurement])
     return tuple(tuple(m.pair for m in group) for group in groups if len(group) > 1)
 
 
-def _equal(a: PairMeasurement, b: PairMeasurement, scores: Mapping[str, TokenScores]) -> bool:
+def _equal(scores: Mapping[str, TokenScores], a: PairMeasurement, b: PairMeasurement) -> bool:
     if a.pair in scores and b.pair in scores:
         return is_tie(scores[a.pair], scores[b.pair])
-    return a.quality is not None and b.quality is not None and overlap(a.quality, b.quality)
+    return overlaps(a, b)
 
 
 def measurement_of(
@@ -240,6 +252,9 @@ def environment_of(
         version=plan.binary.version,
         devices=tuple(device.description for device in plan.binary.devices),
         threads=model.threads,
+        cores=os.cpu_count(),
+        gpu_layers=model.gpu_layers,
+        extra_args=tuple(model.extra_args),
         flash_attention=base.facts.flash_attention,
         unrotated=tuple(sorted({half for full in found.values() for half in full.facts.unrotated})),
         method=method,

@@ -7,14 +7,16 @@ The built-in texts are our own, in ``texts/``: one file a kind, conversations pa
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import zip_longest
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
+from kvsup.errors import ConfigError
 from kvsup.tuning.trial import Trial
 
 KINDS = ("prose", "code", "dialogue", "tools")
@@ -25,6 +27,8 @@ LEAD_IN_TOKENS = 64
 
 CHUNK_CHARACTERS = 2000
 """Of plain text: some 500 tokens of English."""
+
+_LONGER = "write some hundred words, or leave it out to score the built-in conversations"
 
 _PARTING = re.compile(r"^=====\n", re.MULTILINE)
 _HEADING = re.compile(r"^### (system|user|assistant|tool|tools)\n", re.MULTILINE)
@@ -49,11 +53,39 @@ class Passage:
     tokens: tuple[int, ...]
     scored_from: int
     """Index of the first scored token; at least 1, since one must stand before it."""
+    torn: tuple[int, ...] = ()
+    """Indices from ``scored_from`` on of tokens that are part of a character, and not scored."""
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Return the indices of the scored tokens."""
+        return tuple(index for run in self.runs for index in run)
+
+    @property
+    def runs(self) -> tuple[range, ...]:
+        """Return the indices of the scored tokens, parted where one is torn."""
+        starts = (self.scored_from, *(index + 1 for index in self.torn))
+        ends = (*self.torn, len(self.tokens))
+        return tuple(range(*both) for both in zip(starts, ends, strict=True) if both[0] < both[1])
 
     @property
     def n_scored(self) -> int:
         """Return how many tokens are scored."""
-        return len(self.tokens) - self.scored_from
+        return len(self.tokens) - self.scored_from - len(self.torn)
+
+
+class _Piece(Struct, frozen=True):
+    id: int
+    piece: str | tuple[int, ...]
+    """Its text, or its bytes where they are no text."""
+
+    @property
+    def is_torn(self) -> bool:
+        return not isinstance(self.piece, str)
+
+
+class _Pieces(Struct, frozen=True):
+    tokens: tuple[_Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +100,11 @@ class Sample:
         return sum(passage.n_scored for passage in self.passages)
 
     @property
+    def n_torn(self) -> int:
+        """Return how many tokens are left out of what is scored, as parts of a character."""
+        return sum(len(passage.torn) for passage in self.passages)
+
+    @property
     def blocks(self) -> tuple[int, ...]:
         """Return the scored tokens of each passage, as ``TokenScores.blocks`` wants them."""
         return tuple(passage.n_scored for passage in self.passages)
@@ -78,6 +115,7 @@ class Sample:
         sha = hashlib.sha256()
         for passage in self.passages:
             sha.update(array("q", (len(passage.tokens), passage.scored_from, *passage.tokens)))
+            sha.update(array("q", passage.torn))
         return sha.hexdigest()
 
     def first(self, max_scored_tokens: int) -> "Sample":
@@ -100,7 +138,12 @@ def from_text(text: str) -> tuple[Conversation, ...]:
     """Return a plain text in chunks of some 2000 characters, cut at the ends of lines.
 
     Of each chunk, the first 64 tokens are read only and the others scored.
+
+    Raises:
+        ConfigError: the text is blank.
     """
+    if not text.strip():
+        raise ConfigError(f"the text to score is blank: {_LONGER}")
     chunks, size = [""], 0
     for line in text.splitlines(keepends=True):
         for piece in _pieces(line):
@@ -119,26 +162,26 @@ async def prepare(
 
     What stands before an answer is what the model would be given in a chat, with its tools where
     its template knows them; a model without a template gets the bare texts. Passages are cut to the
-    context of the trial, and those that then have nothing to score are left out.
+    context of the trial, and those that then have nothing to score are left out. So are tokens that
+    are only a part of a character: llama-server tells no probabilities of a token that ends within
+    one, and no grammar can force a token that completes none (b10434, b11434).
 
     Raises:
         TrialFailed: as ``Trial.ask``.
-        ValueError: nothing is left to score.
+        ConfigError: nothing is left to score.
     """
-    passages: list[Passage] = []
+    read: list[Passage] = []
     n_left = max_scored_tokens
     for conversation in conversations:
         if n_left <= 0:
             break
         passage = await _passage(trial, conversation)
-        if passage.n_scored > 0:
-            passages.append(passage)
-            n_left -= passage.n_scored
+        read.append(passage)
+        n_left -= passage.n_scored
+    passages = tuple(passage for passage in read if passage.n_scored)
     if not passages:
-        raise ValueError(
-            f"nothing is left to score within {trial.plan.slot_tokens} tokens of context"
-        )
-    return Sample(tuple(passages)).first(max_scored_tokens)
+        raise ConfigError(_nothing(read, trial.plan.slot_tokens))
+    return Sample(passages).first(max_scored_tokens)
 
 
 async def prompt_of(trial: Trial, messages: Iterable[dict[str, str]], tools: object = ()) -> str:
@@ -158,27 +201,54 @@ async def _passage(trial: Trial, conversation: Conversation) -> Passage:
     if conversation.messages:
         *before, answer = conversation.messages
         prompt = await prompt_of(trial, before, conversation.tools)
-        read = await _tokens(trial, prompt, parse_special=True)
-        tokens = await _tokens(trial, prompt + answer["content"], parse_special=True)
+        read = await _pieces_of(trial, prompt, parse_special=True)
+        pieces = await _pieces_of(trial, prompt + answer["content"], parse_special=True)
         # The last token of the prompt may have merged with the first of the answer.
-        scored_from = sum(1 for _ in _common(read, tokens))
+        scored_from = sum(1 for _ in _common(read, pieces))
     else:
-        tokens = await _tokens(trial, conversation.text, parse_special=False)
+        pieces = await _pieces_of(trial, conversation.text, parse_special=False)
         scored_from = LEAD_IN_TOKENS
-    tokens = tokens[: trial.plan.slot_tokens]
-    scored_from = min(max(scored_from, 1), len(tokens))
-    return Passage(conversation.kind, tokens, scored_from)
+    pieces = pieces[: trial.plan.slot_tokens]
+    scored_from = min(max(scored_from, 1), len(pieces))
+    torn = (i for i, piece in enumerate(pieces) if i >= scored_from and piece.is_torn)
+    ids = tuple(piece.id for piece in pieces)
+    return Passage(conversation.kind, ids, scored_from, tuple(torn))
 
 
-async def _tokens(trial: Trial, text: str, *, parse_special: bool) -> tuple[int, ...]:
-    """Return token ids as llama-server itself makes them of a chat's prompt (b11434)."""
-    body = {"content": text, "add_special": True, "parse_special": parse_special}
-    return tuple((await trial.ask("/tokenize", body))["tokens"])
+async def _pieces_of(trial: Trial, text: str, *, parse_special: bool) -> tuple[_Piece, ...]:
+    """Return tokens as llama-server itself makes them of a chat's prompt (b11434)."""
+    body = {
+        "content": text,
+        "add_special": True,
+        "parse_special": parse_special,
+        "with_pieces": True,
+    }
+    answer: _Pieces = await trial.ask("/tokenize", body, shape=_Pieces)
+    return answer.tokens
 
 
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> Iterator[int]:
+def _nothing(read: Sequence[Passage], slot_tokens: int) -> str:
+    """Return why nothing of what was read is scored, and the mend."""
+    longest = max(len(passage.tokens) for passage in read)
+    if any(passage.torn for passage in read):
+        return (
+            "the text has nothing to score: this model's tokenizer takes each character apart; "
+            "write in a language that it knows"
+        )
+    if longest >= slot_tokens:
+        return (
+            f"nothing is left to score within {slot_tokens} tokens of context: "
+            "give the model a larger num_ctx"
+        )
+    return (
+        f"the text has nothing to score: it has {longest} tokens, of which the first "
+        f"{LEAD_IN_TOKENS} are only read; {_LONGER}"
+    )
+
+
+def _common(one: tuple[_Piece, ...], other: tuple[_Piece, ...]) -> Iterator[_Piece]:
     for a, b in zip(one, other, strict=False):
-        if a != b:
+        if a.id != b.id:
             return
         yield a
 
@@ -187,8 +257,9 @@ def _within(passages: Iterable[Passage], n_left: int) -> Iterator[Passage]:
     for passage in passages:
         if n_left <= 0:
             return
-        end = passage.scored_from + min(n_left, passage.n_scored)
-        yield replace(passage, tokens=passage.tokens[:end])
+        end = passage.scored[:n_left][-1] + 1
+        torn = tuple(index for index in passage.torn if index < end)
+        yield replace(passage, tokens=passage.tokens[:end], torn=torn)
         n_left -= passage.n_scored
 
 

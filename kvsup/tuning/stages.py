@@ -1,5 +1,6 @@
 """How a study is cut to its time: how much is measured of how many pairs, and of which. Pure."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,11 +9,16 @@ from msgspec import Struct
 
 from kvsup.kvtypes import KVPair
 from kvsup.pareto import ALWAYS, SMALL_KLD_NATS, front, predicted
+from kvsup.units import format_duration
 
 Stage = Literal["reference", "screen", "measure", "cross-check"]
 
-MAX_SLOWNESS = 6.0
+MAX_SLOWNESS = 10.0
 """A pair that takes so many times as long as f16:f16 is given up: no goal is served by it."""
+LEAST_PATIENCE_S = 60.0
+"""With one pair, however little was planned for it."""
+OVERRUN = 2.0
+"""So many times as long as was planned a pair may take that was begun, though time is up."""
 HOPELESS_KLD_NATS = 3 * SMALL_KLD_NATS
 """Pairs predicted to lose more serve no goal."""
 
@@ -26,11 +32,12 @@ PROMPTS = 30
 SPEED_ROUNDS = 2
 """At each depth; the faster one counts, since whatever else runs only ever slows one down."""
 
-_PLANNED = 0.5
+_PLANNED = 0.33
 """Part of the time that is planned for. What f16:f16 takes is known, not how much slower other
 pairs are; and llama-perplexity is asked in what is left."""
 _SCREEN_PART = 0.2
-_DEEP_PART = 0.25
+_DEEP_PART = 0.3
+_MIN_DEEP_TOKENS = 512
 _SLOWER_DEEP = 1.5
 """How much longer a prompt takes on its way to the depth: the cache is read, too."""
 _BASELINES = 2
@@ -38,8 +45,9 @@ _BASELINES = 2
 _SPEED_TOKENS = (128, 32)
 """Of a prompt and of an answer, in each round."""
 
-_LEVELS = ((10, 24), (8, 24), (6, 16), (4, 8))
-"""Finalists and tokens of a greedy answer, the first that leaves tokens enough to score."""
+_LEVELS = ((10, 24), (8, 24), (8, 16), (6, 16), (4, 8))
+"""Finalists and tokens of a greedy answer, the first that leaves tokens enough to score, and time
+to look at speeds at depth."""
 
 
 class Costs(Struct, frozen=True, kw_only=True):
@@ -84,14 +92,18 @@ class Schedule(Struct, frozen=True, kw_only=True):
         return self.costs.load_s + self.screen_tokens * self.costs.score_s
 
     @property
+    def reference_s(self) -> float:
+        """Return the seconds that the reference takes, once its costs are known."""
+        return self.full_tokens * self.costs.score_s + self.answers_s
+
+    @property
     def full_s(self) -> float:
         """Return the seconds that one finalist takes."""
-        return (
-            self.costs.load_s
-            + self.full_tokens * self.costs.score_s
-            + self.answers_s
-            + self.speeds_s
-        )
+        return self.costs.load_s + self.reference_s + self.speeds_s
+
+    def expected_s(self, n_halves: int) -> float:
+        """Return the seconds that all takes that follows the costs, but for llama-perplexity."""
+        return n_halves * self.screen_s + self.reference_s + (1 + self.n_finalists) * self.full_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +137,14 @@ class PairFailed:
     reason: str
 
 
-Event = Progress | PairDone | PairFailed
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something goes otherwise than was asked for."""
+
+    text: str
+
+
+Event = Progress | PairDone | PairFailed | Noted
 
 
 def schedule(
@@ -158,7 +177,7 @@ def schedule(
         deep_tokens = _deep(costs, _DEEP_PART * each_s, max_deep_tokens)
         rest_s = each_s - costs.load_s - _speeds_s(costs, deep_tokens)
         tokens = (rest_s - _answers_s(costs, answer_tokens)) / costs.score_s
-        if tokens >= MIN_FULL_TOKENS:
+        if tokens >= MIN_FULL_TOKENS and (deep_tokens or max_deep_tokens < _MIN_DEEP_TOKENS):
             break
     return Schedule(
         screen_tokens=screen_tokens,
@@ -170,6 +189,29 @@ def schedule(
     )
 
 
+def patience_s(step_s: float, *, left_s: float) -> float:
+    """Return how long a step may take that should take ``step_s``, with ``left_s`` of the time."""
+    in_time_s = max(left_s, OVERRUN * step_s)
+    return max(min(MAX_SLOWNESS * step_s, in_time_s), LEAST_PATIENCE_S)
+
+
+def shortfall(plan: Schedule, n_halves: int, *, spent_s: float, budget_s: float) -> str:
+    """Say what is missing where not even the least fits in the time; else return an empty text.
+
+    Args:
+        plan: the schedule.
+        n_halves: types to screen alone.
+        spent_s: what the costs took to learn.
+        budget_s: all of the time.
+    """
+    needed_s = spent_s + plan.expected_s(n_halves)
+    if needed_s <= budget_s:
+        return ""
+    time = format_duration(60 * math.ceil(needed_s / 60))
+    fewer = ", or name fewer --pairs" if plan.n_finalists > 1 else ""
+    return f"it needs about {time} with this model; give --budget-time {time}{fewer}"
+
+
 def _clamped(tokens: float, least: int, most: int) -> int:
     """Return a number of tokens in steps of 64."""
     return min(max(int(tokens) // 64 * 64, least), most)
@@ -178,9 +220,9 @@ def _clamped(tokens: float, least: int, most: int) -> int:
 def _deep(costs: Costs, each_s: float, max_deep_tokens: int) -> int:
     """Return the greatest depth that is read in ``each_s``, by halves; 0 below 512 tokens."""
     deep = max_deep_tokens
-    while deep >= 512 and _filling_s(costs, deep) > each_s:
+    while deep >= _MIN_DEEP_TOKENS and _filling_s(costs, deep) > each_s:
         deep //= 2
-    return deep if deep >= 512 else 0
+    return deep if deep >= _MIN_DEEP_TOKENS else 0
 
 
 def _answers_s(costs: Costs, answer_tokens: int) -> float:
@@ -203,25 +245,34 @@ def finalists(
     losses: Mapping[KVPair, float],
     *,
     n_most: int,
+    max_bytes: float = math.inf,
+    max_kld: float | None = None,
 ) -> tuple[KVPair, ...]:
     """Return the pairs to measure in full, those first that a study broken off misses most.
 
     They are the pairs that people ask for, and of the front of predicted losses against bytes what
-    is not hopeless, evenly thinned to ``n_most`` in all. Pairs that cannot be predicted are kept.
+    fits and is not hopeless, evenly thinned to ``n_most`` in all. Where nothing can be predicted,
+    since K and V must be of one type, all are kept.
 
     Args:
         pairs: all that can run, without f16:f16.
         sizes: bytes of each.
         losses: measured of types alone, in nats.
         n_most: how many; the pairs that people ask for are never left out.
+        max_bytes: what a pair may take.
+        max_kld: a limit on the loss, where it may be greater than any goal's.
     """
+    hopeless_nats = max(HOPELESS_KLD_NATS, 3 * (max_kld or 0.0))
+    fitting = [pair for pair in pairs if sizes[pair] <= max_bytes]
     asked = [pair for name in ALWAYS for pair in pairs if str(pair) == name]
-    predictions = {pair: predicted(pair, losses) for pair in pairs}
+    predictions = {pair: predicted(pair, losses) for pair in fitting}
     unknown = [pair for pair, loss in predictions.items() if loss is None]
     known = {pair: loss for pair, loss in predictions.items() if loss is not None}
     ordered = front(known, lambda pair: (sizes[pair], known[pair]))
-    useful = [p for p in ordered if known[p] <= HOPELESS_KLD_NATS and p not in asked]
-    left = [pair for pair in unknown if pair not in asked] + useful
+    useful = [p for p in ordered if known[p] <= hopeless_nats and p not in asked]
+    # Where only some halves are known, what is not predicted has one that could not be measured.
+    unmeasured = [] if losses else [pair for pair in unknown if pair not in asked]
+    left = unmeasured + useful
     return (*asked, *_thinned(left, max(0, n_most - len(asked))))
 
 

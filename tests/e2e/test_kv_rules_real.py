@@ -252,7 +252,6 @@ def test_check_prints_each_rule_with_its_evidence_and_what_is_better(
     (tmp_path / "m.toml").write_text('model = "m.gguf"\nkv_cache_type = "q8_0:f16"\nnum_ctx = 256')
 
     lines = run("check", ".", cwd=tmp_path).stdout.splitlines()
-
     assert lines[0] == "m: q8_0:f16, 256 tokens: fine"
     assert lines[1].split() == ["EXPECTED", "OBSERVED", "EVIDENCE"]
     assert any(line.split()[:4] == ["warn", "quantized", "K", "is"] for line in lines)

@@ -6,13 +6,24 @@ import msgspec
 import pytest
 
 from kvsup.divergence import quality_of, spearman
+from kvsup.errors import ConfigError
 from kvsup.kvtypes import F16, KVPair, parse_kv_pair
 from kvsup.measures import Quality, TokenScores
 from kvsup.plan import Plan
 from kvsup.tuning import forcing, greedy, perplexity, speed
 from kvsup.tuning.forcing import Reference
-from kvsup.tuning.sample import Sample, built_in, chat_prompts, from_text, prepare
-from kvsup.tuning.trial import trial
+from kvsup.tuning.measuring import Subject, baseline
+from kvsup.tuning.sample import (
+    Conversation,
+    Sample,
+    built_in,
+    chat_prompts,
+    from_text,
+    prepare,
+)
+from kvsup.tuning.stages import Costs, Schedule
+from kvsup.tuning.trial import TrialFailed, trial
+from scripts.make_tiny_gguf import chat_template
 from tests.runtime.supervised import Folder, processes_with
 from tests.tiny import TOOLS, TinyModels
 
@@ -24,6 +35,15 @@ TEN_PAIRS = (
 )  # fmt: skip
 NUM_CTX = 512
 
+TORN = "naïve 🙂 日本語 𒀀 and hieroglyphs 𓂀𓂁, then plain words again."
+"""Characters that the tokenizers of both models take apart, beside some that they do not."""
+
+CALL = (
+    '<tool_call>\n{"name": "get_weather", ',
+    '"arguments": {"city": "Paris"}}',
+    "\n</tool_call>",
+)
+
 
 @pytest.fixture
 def plan(folder: Folder) -> Plan:
@@ -34,6 +54,11 @@ def plan(folder: Folder) -> Plan:
 
 def _prose() -> str:
     return "\n\n".join(c.messages[-1]["content"] for c in built_in() if c.kind == "prose")
+
+
+def _asked(question: str, *, answer: str = "Yes.") -> Conversation:
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return Conversation("dialogue", messages)
 
 
 async def _scores(plan: Plan, pair: KVPair, sample: Sample, reference: Reference) -> TokenScores:
@@ -77,6 +102,43 @@ async def test_forced_tokens_are_scored_on_each_build(
     assert len(scores.kld_nats) == sum(scores.blocks) == len(told) == 24
     assert max(scores.kld_nats) < 1e-3
     assert scores.logprob == pytest.approx(scores.reference_logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma3"])
+async def test_parts_of_characters_are_read_but_not_scored_on_each_build(
+    request: pytest.FixtureRequest, tmp_path: Path, any_build: Path, model: str
+) -> None:
+    """llama-server tells no probability of a token that ends within a character."""
+    folder = Folder(tmp_path, any_build, request.getfixturevalue(model))
+    folder.write(m="")
+
+    async with trial(folder.plan("m"), F16, num_ctx=256) as running:
+        sample = await prepare(running, [_asked("Hi", answer=TORN)], max_scored_tokens=200)
+        reference = await forcing.reference(running, sample, n_probs=16)
+        scores = await forcing.score(running, sample, reference, n_probs=16)
+
+    [passage] = sample.passages
+    assert sample.n_torn > 0
+    assert len(scores.kld_nats) == sample.n_scored == sum(scores.blocks) > 8
+    assert sample.n_scored + sample.n_torn == len(passage.tokens) - passage.scored_from
+    assert max(scores.kld_nats) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("conversation", "mend"),
+    [
+        (Conversation("text", text="One line is too little."), "write some hundred words"),
+        (Conversation("text", text="𒀀" * 80), "write in a language that it knows"),
+        (_asked("word " * 300), "give the model a larger num_ctx"),
+    ],
+)
+async def test_text_of_which_nothing_is_scored_is_refused_with_the_mend(
+    plan: Plan, conversation: Conversation, mend: str
+) -> None:
+    """It is an operator's error, whose message says which of text and context to change."""
+    async with trial(plan, F16, num_ctx=256) as running:
+        with pytest.raises(ConfigError, match=mend):
+            await prepare(running, [conversation], max_scored_tokens=100)
 
 
 async def test_both_ways_of_forcing_tell_the_same_of_a_full_window(folder: Folder) -> None:
@@ -176,6 +238,45 @@ async def test_tool_calls_are_told_with_their_names_and_arguments(
         {"name": "get_time", "arguments": {"zone": "CET"}},
     ]
     assert calls[1] == calls[0]
+
+
+async def test_tool_case_without_a_limit_gets_one(
+    tmp_path: Path, llama_server: Path, tiny: TinyModels
+) -> None:
+    """A model that rambles before its call is stopped, unless the case says otherwise."""
+    script = [*(f" w{i}." for i in range(greedy.MAX_CALL_TOKENS)), *CALL]
+    model = tiny.scripted("rambling", script, template=chat_template(tools=True))
+    folder = Folder(tmp_path, llama_server, model)
+    folder.write(m="")
+    case = {"messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS}
+
+    async with trial(folder.plan("m"), F16, num_ctx=2048) as running:
+        stopped, called = await greedy.tool_calls(running, [case, {**case, "max_tokens": 900}])
+
+    assert stopped == "[]"
+    assert "get_weather" in called
+
+
+async def test_tool_case_that_is_refused_is_told_before_anything_is_measured(plan: Plan) -> None:
+    """Minutes of the reference are not thrown away for it."""
+    subject = Subject(plan=plan, conversations=built_in(), tool_cases=({"messages": "none"},))
+
+    def decide(costs: Costs) -> Schedule:
+        pytest.fail(f"it was measured already: {costs}")
+
+    with pytest.raises(TrialFailed, match=r"/v1/chat/completions answered 4\d\d"):
+        await baseline(subject, decide, lambda _expected_s: None)
+
+
+async def test_speed_at_the_beginning_is_measured_anew_each_time(plan: Plan) -> None:
+    """A prompt that the cache holds already would be no measurement: that fails."""
+    async with trial(plan, F16, num_ctx=NUM_CTX) as running:
+        rounds = [
+            await speed.speed_at(running, 0, prompt_tokens=16, generation_tokens=4)
+            for _ in range(2)
+        ]
+
+    assert [one.depth_tokens for one in rounds] == [0, 0]
 
 
 async def test_speed_is_measured_at_the_depth_that_was_asked_for(plan: Plan) -> None:

@@ -1,6 +1,8 @@
 """A finished study, as tests of its report and its plot need one."""
 
-from kvsup.measures import PairMeasurement, Quality, Speed, Trajectory
+from collections.abc import Mapping
+
+from kvsup.measures import PairMeasurement, Quality, Speed, TokenScores, Trajectory
 from kvsup.tuning.report import Environment, StudyResult, concluded
 
 ENVIRONMENT = Environment(
@@ -12,6 +14,9 @@ ENVIRONMENT = Environment(
     version="0.6.0",
     devices=(),
     threads=1,
+    cores=2,
+    gpu_layers=None,
+    extra_args=("--no-repack",),
     flash_attention="enabled",
     unrotated=(),
     method="server",
@@ -53,9 +58,13 @@ def measured(pair: str, n_bytes: int, kld: float, tokens_per_s: float) -> PairMe
 
 
 def result_of(
-    *more: PairMeasurement, cache_bytes: int | None = None, is_complete: bool = True
+    *more: PairMeasurement,
+    cache_bytes: int | None = None,
+    is_complete: bool = True,
+    notes: tuple[str, ...] = (),
+    scores: Mapping[str, TokenScores] | None = None,
 ) -> StudyResult:
-    """Return a study of six pairs, and of ``more``."""
+    """Return a study of five pairs, and of ``more``."""
     return concluded(
         [
             measured("f16:f16", 900 << 20, 0.0, 100),
@@ -65,7 +74,7 @@ def result_of(
             measured("q4_0:q4_0", 253 << 20, 0.0742, 95),
             *more,
         ],
-        {},
+        scores or {},
         ENVIRONMENT,
         model="demo",
         goal="balanced",
@@ -74,4 +83,5 @@ def result_of(
         refused={},
         rank_agreement=None,
         is_complete=is_complete,
+        notes=notes,
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsup.divergence import is_tie, overlap, percentile, quality_of, spearman
+from kvsup.divergence import interval, is_tie, overlap, percentile, quality_of, spearman
 from kvsup.measures import TokenScores
 
 
@@ -86,6 +86,13 @@ def test_interval_of_a_thousand_blocks_is_like_that_of_a_hundred() -> None:
 
     assert many.mean_kld_nats == few.mean_kld_nats
     assert many.high_kld_nats == pytest.approx(few.high_kld_nats, rel=0.02)
+
+
+def test_interval_of_given_blocks_draws_them_as_they_are() -> None:
+    """Two blocks have three means between them, and no part of a block is one of its own."""
+    low, high = interval([(1.0, 10), (3.0, 10)])
+
+    assert (low, high) == pytest.approx((0.1, 0.3))
 
 
 @pytest.mark.parametrize(("klds", "blocks"), [([], []), ([0.1] * 10, [9]), ([0.1] * 10, [9, 2])])

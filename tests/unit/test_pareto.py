@@ -1,10 +1,11 @@
 """Which pairs are measured, which is picked for a goal, and what is said of K and V."""
 
+import msgspec
 import pytest
 
 from kvsup.gguf import Metadata, Value
 from kvsup.kvtypes import F16, KVPair, parse_kv_pair
-from kvsup.measures import Goal, PairMeasurement, Quality, Speed
+from kvsup.measures import Goal, PairMeasurement, Quality, Speed, Trajectory
 from kvsup.modelshape import shape_of
 from kvsup.pareto import (
     candidates,
@@ -61,13 +62,19 @@ def speed(generation: float, *, prompt: float = 500.0, depth: int = 2048) -> Spe
     return Speed(depth_tokens=depth, prompt_tokens_per_s=prompt, generation_tokens_per_s=generation)
 
 
+def with_calls(measurement: PairMeasurement, *, same: bool) -> PairMeasurement:
+    """Return a pair of which one tool call was compared."""
+    trajectory = Trajectory(first_difference=(), lengths=(), same_tool_calls=(True, same))
+    return msgspec.structs.replace(measurement, trajectory=trajectory)
+
+
 SMOLLM2 = (
     measured("f16:f16", 900, 1e-6, speeds=(speed(100),)),
     measured("q8_0:q8_0", 478, 0.0041, speeds=(speed(90),)),
     measured("q8_0:q5_1", 408, 0.0055, speeds=(speed(80),)),
     measured("q8_0:q4_0", 366, 0.0109, speeds=(speed(85),)),
     measured("q4_0:q8_0", 366, 0.0652, speeds=(speed(110),)),
-    measured("q5_1:q5_1", 338, 0.018, speeds=(speed(50),)),
+    measured("q5_1:q5_1", 338, 0.018, speeds=(speed(49),)),
     measured("q4_0:q4_0", 253, 0.0742, speeds=(speed(95),)),
 )
 """Much as it came out on b11434."""
@@ -160,17 +167,56 @@ def test_size_of_a_pair_has_its_scratch_in_it() -> None:
     ],
 )
 def test_pick_on_measurements_of_the_demo_model_serves_its_goal(goal: Goal, expected: str) -> None:
-    """Balanced passes over the smaller q5_1:q5_1, which has half the speed of f16:f16."""
+    """Balanced passes over the smaller q5_1:q5_1, which has less than half of f16:f16's speed."""
     choice = pick(SMOLLM2, goal)
 
     assert choice.pair == expected
     assert "nats" in choice.reason
+    assert ("that keeps 50%" in choice.reason) == (goal == "balanced")
 
 
 def test_pick_under_a_limit_on_the_loss_is_the_smallest_below_it() -> None:
     """The limit takes the place of the goal's own."""
     assert pick(SMOLLM2, "small", max_kld=0.006).pair == "q8_0:q5_1"
-    assert pick(SMOLLM2, "accurate", max_kld=0.07).pair == "q5_1:q5_1"
+    assert pick(SMOLLM2, "accurate", max_kld=0.07).pair == "q8_0:q4_0"
+
+
+def test_pick_says_what_it_keeps_of_the_speed_of_f16() -> None:
+    """No slow pair is picked in silence."""
+    prompts = measured("q4_0:q8_0", 366, 0.0652, speeds=(speed(110, prompt=100),))
+
+    kept = pick(SMOLLM2, "accurate").reason
+    slow = pick([SMOLLM2[0], prompts], "small").reason
+
+    assert "90% of its generation and 100% of its prompt speed behind 2048 tokens" in kept
+    assert "slow" not in kept
+    assert "110% of its generation and 20% of its prompt speed behind 2048 tokens" in slow
+    assert slow.endswith("; that is slow")
+
+
+def test_pick_of_small_is_the_smallest_however_slow() -> None:
+    """Who is short of memory is served; accurate and balanced pass over what is slow."""
+    slow = measured("q5_1:q5_0", 300, 0.004, speeds=(speed(10),))
+    pairs = [*SMOLLM2[:2], slow]
+
+    assert pick(pairs, "small").pair == "q5_1:q5_0"
+    assert pick(pairs, "balanced").pair == "q8_0:q8_0"
+    assert pick(pairs, "accurate").pair == "q8_0:q8_0"
+
+
+@pytest.mark.parametrize("goal", ["accurate", "balanced", "small", "fast"])
+def test_pick_passes_over_a_pair_whose_tool_calls_differ(goal: Goal) -> None:
+    """And says so."""
+    other = with_calls(measured("q4_0:q4_0", 253, 0.001, speeds=(speed(200),)), same=False)
+    same = with_calls(measured("q8_0:q8_0", 478, 0.004, speeds=(speed(150),)), same=True)
+
+    choice = pick([SMOLLM2[0], other, same], goal)
+    none = pick([other], goal)
+
+    assert choice.pair == "q8_0:q8_0"
+    assert "calls tools as f16:f16 does" in choice.reason
+    assert none.pair is None
+    assert "tool calls differ" in none.reason
 
 
 def test_pick_for_accuracy_takes_a_noisy_floor_into_account() -> None:
@@ -267,6 +313,11 @@ def test_finding_of_twins_that_cannot_be_told_apart_claims_nothing() -> None:
 
     assert finding(wide).startswith("K and V cannot be told apart")
     assert finding(close).startswith("K and V matter about the same")
+
+
+def test_finding_of_twins_that_compare_equal_by_other_means_claims_nothing() -> None:
+    """What tells two pairs apart may be handed in, so that the report says one thing only."""
+    assert finding(SMOLLM2, lambda *_: True).startswith("K and V cannot be told apart")
 
 
 def test_finding_takes_other_twins_where_the_usual_ones_were_not_measured() -> None:

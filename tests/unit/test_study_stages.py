@@ -18,7 +18,9 @@ from kvsup.tuning.stages import (
     Progress,
     Schedule,
     finalists,
+    patience_s,
     schedule,
+    shortfall,
 )
 
 DEMO = Costs(load_s=0.15, score_s=0.0105, answer_s=0.0098, prompt_s=0.002)
@@ -53,10 +55,10 @@ def test_schedule_of_the_demo_model_is_done_well_within_six_minutes() -> None:
     """With time left for pairs that are slower than f16:f16."""
     plan = planned(DEMO, 600)
 
-    assert plan.full_tokens >= 2 * MIN_FULL_TOKENS
+    assert plan.full_tokens >= MIN_FULL_TOKENS
     assert plan.n_finalists >= 8
     assert plan.deep_tokens >= 1024
-    assert expected_s(plan, 12) <= 300
+    assert expected_s(plan, 12) <= 210
 
 
 def test_schedule_of_a_large_model_measures_less_and_keeps_its_time() -> None:
@@ -90,12 +92,54 @@ def test_schedule_of_anything_is_within_its_limits(
         assert expected_s(plan, 0 if n_wanted else 12) <= budget_s
 
 
+def test_shortfall_where_the_least_takes_longer_than_the_time_names_the_time() -> None:
+    """A person hears it before anything is measured, not when the time is up."""
+    plan = planned(LARGE, 60)
+    needed_s = 30 + plan.expected_s(12)
+
+    said = shortfall(plan, 12, spent_s=30, budget_s=600)
+
+    minutes = -(-needed_s // 60)
+    assert needed_s > 600
+    assert said == (
+        f"it needs about {minutes:.0f}m with this model; "
+        f"give --budget-time {minutes:.0f}m, or name fewer --pairs"
+    )
+
+
+def test_shortfall_of_one_pair_or_of_enough_time_asks_for_no_fewer() -> None:
+    """Fewer than one there cannot be."""
+    one = planned(LARGE, 60, n_wanted=1)
+
+    assert "fewer" not in shortfall(one, 0, spent_s=30, budget_s=60)
+    assert shortfall(planned(DEMO, 600), 12, spent_s=10, budget_s=600) == ""
+
+
+def test_patience_with_a_step_ends_with_the_time_of_the_study() -> None:
+    """Ten times the plan while there is time; when it is up, twice, and a minute at least."""
+    assert patience_s(30, left_s=900) == 300
+    assert patience_s(30, left_s=200) == 200
+    assert patience_s(50, left_s=-10) == 100
+    assert patience_s(2, left_s=1) == 60
+
+
 def test_schedule_of_named_pairs_screens_nothing() -> None:
     """All of them are measured in full."""
     plan = planned(DEMO, 120, n_wanted=2)
 
     assert plan.screen_tokens == 0
     assert plan.n_finalists == 2
+
+
+def test_schedule_of_a_slow_machine_looks_at_fewer_pairs_but_at_depth() -> None:
+    """What is slow is slow at depth first."""
+    slow = Costs(load_s=0.15, score_s=0.0085, answer_s=0.0067, prompt_s=0.0038)
+
+    plan = planned(slow, 600)
+
+    assert plan.deep_tokens >= 512
+    assert plan.n_finalists >= 8
+    assert plan.full_tokens >= MIN_FULL_TOKENS
 
 
 def test_schedule_without_time_for_depth_leaves_it_out() -> None:
@@ -110,6 +154,9 @@ def test_schedule_tells_the_seconds_of_its_parts() -> None:
     """A finalist's are load, scores, answers and speeds."""
     plan = planned(DEMO, 600)
 
+    assert plan.expected_s(12) == pytest.approx(
+        expected_s(plan, 12) - DEMO.load_s - plan.speeds_s  # of the reference, whose costs tell
+    )
     assert plan.answers_s == pytest.approx(PROMPTS * plan.answer_tokens * DEMO.answer_s)
     rest_s = DEMO.load_s + plan.full_tokens * DEMO.score_s + plan.answers_s + plan.speeds_s
     assert plan.full_s == pytest.approx(rest_s)
@@ -153,6 +200,21 @@ def test_finalists_that_are_too_many_are_thinned_with_both_ends_kept() -> None:
     assert set(some) <= set(every)
 
 
+def test_finalists_are_among_what_fits_and_what_the_limit_allows() -> None:
+    """But for those that people ask for."""
+    room = SIZES[parse_kv_pair("q5_0:q5_0")]
+    lossy = {pair: loss + 0.3 for pair, loss in LOSSES.items()}
+
+    fitting = finalists(PAIRS, SIZES, LOSSES, n_most=100, max_bytes=room)
+    hopeless = finalists(PAIRS, SIZES, lossy, n_most=100)
+    allowed = finalists(PAIRS, SIZES, lossy, n_most=100, max_kld=0.5)
+
+    assert all(SIZES[pair] <= room for pair in fitting[len(ALWAYS) :])
+    assert len(fitting) > len(ALWAYS)
+    assert parse_kv_pair("q4_0:q4_0") not in hopeless
+    assert parse_kv_pair("q4_0:q4_0") in allowed
+
+
 def test_finalists_where_nothing_can_be_predicted_are_all_pairs() -> None:
     """Where K and V must be of one type there are few."""
     pairs = [parse_kv_pair(name) for name in ("q8_0", "q5_1", "q4_0")]
@@ -162,13 +224,13 @@ def test_finalists_where_nothing_can_be_predicted_are_all_pairs() -> None:
     assert set(chosen) == set(pairs)
 
 
-def test_finalists_have_what_could_not_be_screened() -> None:
-    """A type whose screening failed is tried in full: its failure is then reported."""
+def test_finalists_are_without_a_half_that_could_not_be_screened() -> None:
+    """Its failure is reported; its pairs would take the places of the front."""
     losses = {pair: loss for pair, loss in LOSSES.items() if str(pair) != "q5_1:f16"}
 
     chosen = finalists(PAIRS, SIZES, losses, n_most=100)
 
-    assert parse_kv_pair("q5_1:f16") in chosen
+    assert all(str(pair.k) != "q5_1" for pair in chosen)
 
 
 def test_meter_tells_how_much_is_done_and_left() -> None:
@@ -192,6 +254,27 @@ def test_meter_tells_how_much_is_done_and_left() -> None:
     ]
     assert stands[1].left_s == 26
     assert (stands[-1].done_s, stands[-1].total_s, stands[-1].left_s) == (30, 30, 0)
+
+
+def test_meter_over_the_stages_of_a_study_never_goes_back() -> None:
+    """Each stage says anew what is left, with its own steps in it."""
+    seen: list[Event] = []
+    meter = Meter(seen.append)
+
+    meter.expect(600)
+    meter.begin("reference", "f16:f16", 0)
+    meter.expect(20 + 10 + 2 * 20)
+    meter.begin("reference", "f16:f16", 20)
+    meter.tick(15)
+    meter.end(took_s=20)
+    for stage, left_s, step_s in (("screen", 10 + 2 * 20, 10), ("measure", 2 * 20, 20)):
+        meter.expect(left_s)
+        meter.begin(stage, "q8_0:q8_0", step_s)  # type: ignore[arg-type]
+        meter.end(took_s=step_s)
+
+    parts = [s.done_s / s.total_s for s in seen if isinstance(s, Progress)]
+    assert parts == sorted(parts)
+    assert parts[-1] == 50 / 70
 
 
 def test_meter_corrects_the_time_left_by_what_steps_took() -> None:

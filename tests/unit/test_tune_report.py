@@ -6,10 +6,10 @@ import msgspec
 import pytest
 import tomli
 
-from kvsup.cli.tune import lines_of, parting, tool_cases
+from kvsup.cli.tune import lines_of, parting, table_of, tool_cases
 from kvsup.cli.writing import with_pair, write_pair
 from kvsup.errors import ConfigError
-from kvsup.measures import PairMeasurement, Trajectory
+from kvsup.measures import PairMeasurement, TokenScores, Trajectory
 from kvsup.tuning.report import COMMENT, StudyResult, comment, toml_line, tuned
 from tests.unit.studies import result_of
 
@@ -35,6 +35,18 @@ LINE = f"{COMMENT} 2026-11-24, b11434: goal balanced"
 def written(text: str, *, variant: str | None = None, line: str = LINE) -> str:
     """Return a text with a pair written into it."""
     return with_pair(text, "q8_0:q4_0", line, mark=COMMENT, variant=variant)
+
+
+def spread_scores(kld: float) -> TokenScores:
+    """Return scores of tokens that differ a hundredfold among them."""
+    klds = tuple(kld * 10 ** (i % 3) for i in range(90))
+    return TokenScores(
+        kld_nats=klds,
+        is_same_top=(True,) * 90,
+        logprob=(-1.0,) * 90,
+        reference_logprob=(-1.0,) * 90,
+        blocks=(9,) * 10,
+    )
 
 
 def test_result_of_a_study_has_pick_front_ties_and_floor() -> None:
@@ -89,6 +101,48 @@ def test_lines_below_the_table_name_what_failed_and_what_was_left_out() -> None:
     assert lines[0] == "q5_0:q5_0: it died"
     assert any("time was up" in line for line in lines)
     assert lines[-1] == 'kv_cache_type = "q8_0:q4_0"'
+
+
+def test_lines_say_how_a_study_with_fresh_goes_on() -> None:
+    """The same command would measure everything anew."""
+    result = result_of(is_complete=False)
+
+    assert any(line.endswith("again goes on") for line in lines_of(result))
+    assert any(
+        line.endswith("with --resume instead of --fresh goes on")
+        for line in lines_of(result, is_fresh=True)
+    )
+
+
+def test_lines_begin_with_what_went_otherwise_than_was_asked() -> None:
+    """So that nobody takes the numbers for others."""
+    note = "num_ctx 32768 is more than it was trained for; 8192 is used"
+
+    assert next(lines_of(result_of(notes=(note,)))) == note
+
+
+def test_table_has_the_greatest_loss_and_the_ratio_of_perplexities() -> None:
+    """Means hide single tokens that are quite another."""
+    table = table_of(result_of())
+
+    rows = {str(column.header): list(column.cells) for column in table.columns}
+    assert rows["MAX"][1] == "0.082"
+    assert rows["PPL RATIO"][1] == "1.0100"
+
+
+def test_finding_of_a_study_is_by_the_same_test_as_its_ties() -> None:
+    """Where single tokens tell twins apart though their intervals overlap, both say so."""
+    k_rich = spread_scores(0.01)
+    v_rich = spread_scores(0.011)
+
+    both = {"q8_0:q4_0": k_rich, "q4_0:q8_0": k_rich}
+    equal = result_of(scores=both)
+    apart = result_of(scores={**both, "q4_0:q8_0": v_rich})
+
+    assert equal.sentence.startswith("K and V cannot be told apart")
+    assert apart.sentence.startswith("K matters")
+    assert ("q8_0:q4_0", "q4_0:q8_0") in equal.ties
+    assert ("q8_0:q4_0", "q4_0:q8_0") not in apart.ties
 
 
 def test_lines_where_no_pair_will_do_say_why() -> None:
@@ -199,6 +253,20 @@ def test_pair_written_through_a_link_keeps_link_and_mode(tmp_path: Path) -> None
     assert real.stat().st_mode & 0o777 == 0o640
     assert real.read_text() == written(FILE, variant="agent")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.toml", "real.toml"]
+
+
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+@pytest.mark.parametrize("text", [FILE, FILE.replace('kv_cache_type = "q8_0:q5_1" # mine\n', "")])
+def test_pair_written_into_a_file_of_windows_keeps_its_line_ends(
+    tmp_path: Path, begin: str, text: str
+) -> None:
+    """And the byte order mark, where it has one."""
+    path = tmp_path / "demo.toml"
+    path.write_bytes((begin + text.replace("\n", "\r\n")).encode())
+
+    write_pair(path, "demo", "q8_0:q4_0", LINE, mark=COMMENT)
+
+    assert path.read_bytes().decode() == begin + written(text).replace("\n", "\r\n")
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '[{"messages": []}]', '[{"messages": [{}]}]'])

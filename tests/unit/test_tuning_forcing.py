@@ -2,10 +2,16 @@
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsup.tuning.forcing import Reference, coarse_kld_nats
+from kvsup.divergence import quality_of
+from kvsup.measures import TokenScores
+from kvsup.tuning.forcing import LEAST_LOGPROB_NATS, Reference, coarse_kld_nats, floored
+
+LOGARITHM_OF_ZERO = -3.4028234663852886e38
+"""As llama-server tells it: the lowest 32-bit float (b11434)."""
 
 weights = st.lists(st.floats(0.001, 1.0), min_size=4, max_size=12)
 
@@ -60,14 +66,40 @@ def test_divergence_with_a_tiny_unknown_rest_is_still_a_lower_bound() -> None:
     assert found <= _true_kld(p, q) + 1e-9
 
 
-def test_divergence_of_an_impossible_token_is_nothing_and_not_an_error() -> None:
-    """llama-server tells the logarithm of 0 as a very large negative number."""
-    p = {1: 0.0, 2: -1.8e308}
+def test_divergence_of_a_token_that_f16_holds_impossible_is_nothing() -> None:
+    """What f16:f16 never chooses loses nothing, whatever the pair makes of it."""
+    p = {1: 0.0, 2: floored(LOGARITHM_OF_ZERO)}
     q = {1: 0.0, 2: -1.0}
 
     found = coarse_kld_nats(p, q)
 
     assert found == 0.0
+
+
+def test_quality_of_a_pair_that_holds_a_token_impossible_is_finite() -> None:
+    """A broken pair loses as much as 32-bit floats can tell, and does not end the study."""
+    logprob = floored(LOGARITHM_OF_ZERO)
+    kld = coarse_kld_nats({1: 0.0}, {1: logprob})
+
+    quality = quality_of(
+        TokenScores(
+            kld_nats=(kld,) * 8,
+            is_same_top=(False,) * 8,
+            logprob=(logprob,) * 8,
+            reference_logprob=(0.0,) * 8,
+            blocks=(8,),
+        )
+    )
+
+    assert quality.mean_kld_nats == pytest.approx(-LEAST_LOGPROB_NATS)
+    assert quality.perplexity_ratio == pytest.approx(2.0**149)
+
+
+def test_floor_of_a_log_probability_is_below_all_that_a_float_can_tell() -> None:
+    """The least 32-bit number is kept, and so is what is likelier."""
+    assert floored(LEAST_LOGPROB_NATS) == LEAST_LOGPROB_NATS
+    assert floored(-97.5) == -97.5
+    assert floored(LOGARITHM_OF_ZERO) == LEAST_LOGPROB_NATS
 
 
 def test_reference_keeps_the_ids_of_each_token_in_their_order() -> None:

@@ -1,5 +1,6 @@
 """The output of llama-perplexity, and where it is found."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,34 @@ def test_interval_of_a_divergence_lies_between_the_means_of_its_chunks() -> None
     assert 0.004 <= found.low_kld_nats < 0.005 < found.high_kld_nats <= 0.006
 
 
+def test_interval_of_few_chunks_is_as_wide_as_they_differ() -> None:
+    """A chunk's tokens are no more independent draws for having one mean: 4 chunks are 4."""
+    found = parse_divergence(_output([0.004, 0.006, 0.008, 0.011], mean=0.011), n_ctx=512)
+
+    assert found.n_tokens == 4 * 255
+    assert found.low_kld_nats == pytest.approx(0.006)
+    assert found.high_kld_nats == pytest.approx(0.017)
+
+
+@pytest.mark.parametrize("so_far", [[0.005], [0.005, 0.005]])
+def test_interval_of_chunks_that_do_not_differ_is_that_of_the_standard_error(
+    so_far: list[float],
+) -> None:
+    """No mean is certain because there is but one chunk, or because all are equal."""
+    found = parse_divergence(_output(so_far, mean=0.005), n_ctx=512)
+
+    assert found.low_kld_nats == pytest.approx(0.005 - 1.96 * 0.00027)
+    assert found.high_kld_nats == pytest.approx(0.005 + 1.96 * 0.00027)
+
+
+@pytest.mark.parametrize("mean", [0.000004, -0.000002])
+def test_interval_of_the_floor_holds_its_mean(mean: float) -> None:
+    """Lines of chunks are rounded to nothing there, and a loss is never negative."""
+    found = parse_divergence(_output([0.0, 0.0], mean=mean, error=0.0000001), n_ctx=512)
+
+    assert 0.0 <= found.low_kld_nats <= found.mean_kld_nats <= found.high_kld_nats
+
+
 @pytest.mark.parametrize(
     "missing", ["Mean    KLD", "99.9%   KLD", "Same top p", "PPL(Q)/PPL(base)"]
 )
@@ -77,6 +106,14 @@ def test_tool_is_found_beside_its_server_or_in_its_bin_folder(tmp_path: Path, pl
 def test_tool_that_is_not_there_is_none(tmp_path: Path) -> None:
     """Many packages have llama-server alone."""
     assert find(_binary(tmp_path)) is None
+
+
+def _output(so_far: Sequence[float], *, mean: float, error: float = 0.00027) -> str:
+    """Return the output for chunks whose lines tell these means so far."""
+    title, first, _second, *rest = OUTPUT.strip("\n").splitlines()
+    chunks = (first.replace("0.00400 ±", f"{value:.5f} ±") for value in so_far)
+    told = f"KLD:   {mean:.6f} ±   {error:.7f}"
+    return "\n".join((title, *chunks, *rest)).replace("KLD:   0.005000 ±   0.000270", told)
 
 
 def _binary(folder: Path) -> Binary:

@@ -1,5 +1,8 @@
 """The texts that pairs are judged by, before they are tokens."""
 
+import pytest
+
+from kvsup.errors import ConfigError
 from kvsup.tuning.sample import (
     CHUNK_CHARACTERS,
     KINDS,
@@ -59,9 +62,11 @@ def test_text_in_chunks_is_the_same_text() -> None:
     assert max(len(chunk.text) for chunk in chunks) <= CHUNK_CHARACTERS
 
 
-def test_text_that_is_blank_has_no_chunks() -> None:
-    """There is nothing to score in white space."""
-    assert from_text(" \n\n") == ()
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_text_that_is_blank_is_refused_before_anything_is_loaded(text: str) -> None:
+    """There is nothing to score in white space; the message says what to write."""
+    with pytest.raises(ConfigError, match=r"blank: write some hundred words"):
+        from_text(text)
 
 
 def test_first_tokens_of_a_sample_cut_the_last_passage() -> None:
@@ -77,8 +82,28 @@ def test_first_tokens_of_a_shorter_sample_are_all_of_it() -> None:
     assert Sample(PASSAGES).first(1000) == Sample(PASSAGES)
 
 
+def test_torn_tokens_part_what_is_scored_and_do_not_count() -> None:
+    """A part of a character is read, but neither scored nor in the blocks."""
+    passage = Passage("text", (1, 2, 3, 4, 5, 6, 7), 1, torn=(2, 3, 6))
+
+    assert passage.runs == (range(1, 2), range(4, 6))
+    assert passage.scored == (1, 4, 5)
+    assert Sample((passage, PASSAGES[1])).blocks == (3, 2)
+    assert Sample((passage, PASSAGES[1])).n_torn == 3
+
+
+def test_first_tokens_of_a_sample_end_with_a_scored_one() -> None:
+    """Torn tokens before the cut stay, and those behind it go with their tokens."""
+    passage = Passage("text", (1, 2, 3, 4, 5, 6, 7), 1, torn=(2, 3, 6))
+
+    assert Sample((passage,)).first(2) == Sample(
+        (Passage("text", (1, 2, 3, 4, 5), 1, torn=(2, 3)),)
+    )
+
+
 def test_digest_of_a_sample_changes_with_what_is_scored() -> None:
     """The same tokens with another scored span are another sample."""
-    other = (Passage("prose", (1, 2, 3, 4, 5), 3), *PASSAGES[1:])
+    later = (Passage("prose", (1, 2, 3, 4, 5), 3), *PASSAGES[1:])
+    torn = (Passage("prose", (1, 2, 3, 4, 5), 2, torn=(3,)), *PASSAGES[1:])
 
-    assert Sample(other).digest != Sample(PASSAGES).digest
+    assert len({Sample(passages).digest for passages in (PASSAGES, later, torn)}) == 3
