@@ -171,8 +171,9 @@ async def trial(
                     failure = error
                 tasks.cancel_scope.cancel()
         finally:
+            child.kill()
+            orphans.forget(tried.socket)  # before any await: Ctrl-C cancels through a shield
             await ended(child)
-            orphans.forget(tried.socket)
     if failure is not None:
         raise failure
 
