@@ -3,8 +3,8 @@
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ async def trial(
     )
     tried = _moved(plan, configured, folder)
     failure: Exception | None = None
-    with made(folder):
+    with made(folder), _swept(folder):
         child = await _spawned(tried)
         try:
             orphans.record(child.pid, child.create_time, tried.socket)
@@ -171,11 +171,20 @@ async def trial(
                     failure = error
                 tasks.cancel_scope.cancel()
         finally:
-            child.kill()
-            orphans.forget(tried.socket)  # before any await: Ctrl-C cancels through a shield
+            child.kill()  # before any await: Ctrl-C cancels through a shield
             await ended(child)
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def _swept(folder: Path) -> Iterator[None]:
+    """Leave no socket and no record in ``folder``, wherever a start or an end is interrupted."""
+    try:
+        yield
+    finally:
+        for path in folder.glob("*.sock*"):
+            path.unlink(missing_ok=True)
 
 
 async def ended(child: Child) -> None:
