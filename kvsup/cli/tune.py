@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from kvsup.cli import plot
+from kvsup.cli.tables import new_table, plain_console
 from kvsup.cli.writing import write_pair
 from kvsup.errors import ConfigError
 from kvsup.kvtypes import F16, KVPair, parse_kv_pair
@@ -34,7 +35,6 @@ from kvsup.units import format_bytes, format_duration, parse_bytes, parse_durati
 
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 """What else ends a study as Ctrl-C does."""
-PIPE_COLUMNS = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,9 +242,7 @@ def _bar(name: str) -> Iterator[Callable[[Event], None]]:
 
 def show(result: StudyResult, *, is_fresh: bool = False) -> None:
     """Print the table, the finding, the pick, and what to write for it."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPE_COLUMNS)
+    console = plain_console()
     console.print(table_of(result))
     for line in lines_of(result, is_fresh=is_fresh):
         console.print(line, markup=False, soft_wrap=True)
@@ -256,12 +254,10 @@ def table_of(result: StudyResult) -> Table:
     """Return one row for each pair that was measured, the smallest loss first."""
     measured = [m for m in result.pairs if m.quality is not None]
     depths = sorted({speed.depth_tokens for m in measured for speed in m.speeds})
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     names = ("PAIR", "K + V", "OF F16", "MEAN KLD", "95 %", "99.9 %", "MAX")
     more = ("SAME TOP", "PPL RATIO", "GREEDY PARTS AT")
     at = "/".join(map(str, depths))
-    for name in (*names, *more, f"PROMPT T/S AT {at}", f"GENERATION T/S AT {at}", ""):
-        table.add_column(name, no_wrap=True)
+    table = new_table(*names, *more, f"PROMPT T/S AT {at}", f"GENERATION T/S AT {at}", "")
     whole = next((size_bytes(m) for m in measured if m.pair == str(F16)), 0)
     for m in measured:
         table.add_row(*_row(m, result, whole_bytes=whole))

@@ -198,12 +198,7 @@ async def full(subject: Subject, pair: KVPair, base: Baseline, tick: Tick) -> Fu
 
 
 async def _speed(running: Trial, depth_tokens: int) -> Speed:
-    rounds = [await speed.speed_at(running, depth_tokens) for _ in range(SPEED_ROUNDS)]
-    return Speed(
-        depth_tokens=depth_tokens,
-        prompt_tokens_per_s=max(one.prompt_tokens_per_s for one in rounds),
-        generation_tokens_per_s=max(one.generation_tokens_per_s for one in rounds),
-    )
+    return speed.fastest([await speed.speed_at(running, depth_tokens) for _ in range(SPEED_ROUNDS)])
 
 
 async def _scores(running: Trial, text: Sample, base: Baseline, tick: Tick) -> TokenScores:

@@ -111,8 +111,8 @@ async def probe(plan: Plan, pair: KVPair, *, time_limit_s: float = 8.0) -> Speed
     again = await _beside(plan, pair, found.speed.depth_tokens, time_limit_s / 6)
     return msgspec.structs.replace(
         found,
-        speed=_fastest([found.speed, again.speed]),
-        baseline=_fastest([found.baseline, again.baseline]),
+        speed=fastest([found.speed, again.speed]),
+        baseline=fastest([found.baseline, again.baseline]),
     )
 
 
@@ -167,10 +167,11 @@ async def _best(trial: Trial, depth_tokens: int, until_s: float) -> Speed:
             )
         )
         round_s = time.monotonic() - began_s
-    return _fastest(speeds)
+    return fastest(speeds)
 
 
-def _fastest(speeds: Sequence[Speed]) -> Speed:
+def fastest(speeds: Sequence[Speed]) -> Speed:
+    """Return the best of each speed at one depth: other work only ever slows one down."""
     return Speed(
         depth_tokens=speeds[0].depth_tokens,
         prompt_tokens_per_s=max(speed.prompt_tokens_per_s for speed in speeds),
