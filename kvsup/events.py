@@ -1,8 +1,13 @@
-"""What happened, typed: one feed that log lines and, later, metrics and history read."""
+"""What happened, typed: one feed that log lines, history and, later, metrics read."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kvsup.units import format_bytes
+
+Rescue = Literal["replayed", "resumed", "continued"]
+"""How a request outlived its process: run anew before its client had a byte; run anew with what the
+client had dropped; or gone on from what the client had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,51 @@ class Died:
 
     model: str
     reason: str
+    cause: str = ""
+    """Name of its ``restart.ExitCause``, by which deaths are counted together."""
+    returncode: int | None = None
+    """Negative for a signal; None where no process came up."""
+    uptime_s: float = 0.0
+    """Seconds that it had been ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was known when it ended is kept in a file."""
+
+    model: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A request went on in another process; its client saw a pause."""
+
+    model: str
+    how: Rescue
+    n_tokens: int
+    """What the client had of the answer when its process ended."""
+    took_s: float
+    """From that end until the answer went on."""
+    cause: str
+    """What the process ended of, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A request did not outlive its process; its client was told."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Poisoned:
+    """A request under which the process died twice is not tried again; its client was told."""
+
+    model: str
+    fingerprint: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +142,8 @@ class Stopping:
 
     model: str
     why: str
+    room_for: str | None = None
+    """The model that needs its memory, where that is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +191,10 @@ Event = (
     | TypeLearnt
     | KVWarning
     | Died
+    | Evidence
+    | Replayed
+    | Lost
+    | Poisoned
     | Restarting
     | GaveUp
     | Stopping
@@ -176,6 +232,18 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
             )
         case Died():
             return f"{event.model}: {event.reason}"
+        case Evidence():
+            return f"{event.model}: evidence of its end is in {event.path}"
+        case Replayed():
+            had = f"{event.n_tokens} tokens" if event.n_tokens else "nothing"
+            return (
+                f"{event.model}: a request was {event.how} {event.took_s:.2f} s after its process"
+                f" ended ({event.cause}); sent: {had}"
+            )
+        case Lost():
+            return f"{event.model}: a request was lost: {event.reason}"
+        case Poisoned():
+            return f"{event.model}: request {event.fingerprint} is not tried again: {event.reason}"
         case Restarting():
             return f"{event.model}: restarting in {event.delay_s:.1f} s"
         case GaveUp():
@@ -202,5 +270,5 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
             return f"configuration read again: {'; '.join(words) or 'nothing changed'}"
 
 
-WARNINGS = (SizeDiffers, KVWarning, Died, GaveUp)
+WARNINGS = (SizeDiffers, KVWarning, Died, Lost, Poisoned, GaveUp)
 """Events that are logged as warnings."""

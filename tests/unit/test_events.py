@@ -28,6 +28,20 @@ from kvsup.events import Event, describe
         ),
         (events.KVWarning("m", "K is not rotated"), "m: K is not rotated"),
         (events.Died("m", "died of a signal"), "m: died of a signal"),
+        (events.Evidence("m", "/s/1.json"), "m: evidence of its end is in /s/1.json"),
+        (
+            events.Replayed("m", "replayed", 0, 0.5, "hung"),
+            "m: a request was replayed 0.50 s after its process ended (hung); sent: nothing",
+        ),
+        (
+            events.Replayed("m", "resumed", 40, 2, "hung"),
+            "m: a request was resumed 2.00 s after its process ended (hung); sent: 40 tokens",
+        ),
+        (events.Lost("m", "no restart in 60 s"), "m: a request was lost: no restart in 60 s"),
+        (
+            events.Poisoned("m", "9f2c", "two processes died under it"),
+            "m: request 9f2c is not tried again: two processes died under it",
+        ),
         (events.Restarting("m", 1.25), "m: restarting in 1.2 s"),
         (
             events.GaveUp("m", "no such file"),
