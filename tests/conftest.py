@@ -9,7 +9,12 @@ from kvsup.runtime.paths import cache_dir
 from tests.running import RunningKvsup
 from tests.tiny import TinyModels
 
-BUILDS = ("b11434-cpu", "b10434-vulkan")
+SERVERS = cache_dir() / "llama-server"
+
+OLDER = "b10434-vulkan" if (SERVERS / "b10434-vulkan").is_dir() else "b10435-cpu"
+"""The wheel's build, or the next one from source where the processor cannot run that."""
+
+BUILDS = ("b11434-cpu", OLDER)
 """Every test on a real llama-server that asks for ``any_build`` runs on both."""
 
 StartKvsup = Callable[..., RunningKvsup]
@@ -64,7 +69,7 @@ def start_kvsup(tmp_path: Path, llama_server: Path) -> Iterator[StartKvsup]:
 
 
 def _binary(folder: str) -> Path:
-    return _existing(cache_dir() / "llama-server" / folder / "llama-server")
+    return _existing(SERVERS / folder / "llama-server")
 
 
 def _model(name: str) -> Path:
