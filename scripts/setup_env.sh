@@ -82,5 +82,5 @@ has() { [[ -x $servers/$1/llama-server ]]; }
 fetch() { scripts/fetch_llama_server.sh --no-switch "$@" >/dev/null; }
 if [[ $purpose == dev ]]; then
   has b11434-cpu || fetch --build cpu
-  has b10434-vulkan || has b10435-cpu || fetch --prebuilt || fetch --build cpu --build-number 10435
+  has b10434-vulkan || has b10435-cpu || fetch --build cpu --build-number 10435
 fi
