@@ -176,6 +176,13 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     restart: Annotated[RestartConfig, _doc("What happens after a crash.")] = field(
         default_factory=RestartConfig
     )
+    resume: Annotated[
+        Literal["auto", "replay", "continue", "off"],
+        _doc("How an answer goes on whose llama-server died: run again, continued, or not."),
+    ] = "auto"
+    restart_wait_s: Annotated[
+        float, _kind("duration", "Longest wait of a request for a restart; 0: no limit.")
+    ] = field(default=300.0, name="restart_wait")
     source: Annotated[str, _HIDDEN] = ""
     """File that the model came from; not a key."""
 

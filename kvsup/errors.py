@@ -10,7 +10,10 @@
     ├── InstanceError        the operator: a llama-server does not run
     │   └── InstanceFailed   it will not be tried again by itself
     ├── EngineError          the client, mostly: a llama-server answered with an error
+    ├── Poisoned             the client: a llama-server dies of this request
     └── UpstreamError        a llama-server broke off in the middle of an answer
+        ├── NotListening     it takes no connection
+        └── Diverged         another process did not say again what this one had said
 
 Which HTTP status each becomes stands in ``kvsup/api/errors.py`` and nowhere else.
 """
@@ -84,6 +87,18 @@ class InstanceFailed(InstanceError):  # noqa: N818 - the state's name
 
 class UpstreamError(KvsupError):
     """A llama-server closed the connection before its answer was complete."""
+
+
+class NotListening(UpstreamError):  # noqa: N818 - as above
+    """A llama-server takes no connection."""
+
+
+class Diverged(UpstreamError):  # noqa: N818 - as above
+    """An answer that was begun anew is another than the one that the client has in part."""
+
+
+class Poisoned(KvsupError):  # noqa: N818 - as above
+    """A llama-server died of this request, more than once."""
 
 
 class EngineError(KvsupError):

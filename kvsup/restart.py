@@ -29,11 +29,26 @@ class ExitCause(Enum):
     CRASH_IN_WARMUP = "died of a signal in its warm-up"
     CRASHED = "died of a signal"
     ENDED = "ended by itself"
+    KERNEL_OOM = "the kernel killed it for want of memory"
+    HUNG = "hung, and was ended"
+    KILLED = "was ended from outside"
+    FROZEN = "was stopped from outside, and was ended"
+    BUSY_HOST = "this host could not start a process just now"
 
     @property
     def is_permanent(self) -> bool:
         """Say whether the next start would fail in the same way."""
         return self in _PERMANENT
+
+    @property
+    def is_from_outside(self) -> bool:
+        """Say whether neither the model nor a request had a part in it."""
+        return self in _FROM_OUTSIDE
+
+    @property
+    def may_be_a_requests(self) -> bool:
+        """Say whether a request that ran may have brought it about."""
+        return self in _MAY_BE_A_REQUESTS
 
 
 _PERMANENT = frozenset(
@@ -45,6 +60,12 @@ _PERMANENT = frozenset(
         ExitCause.PAIR_REFUSED,
         ExitCause.DOES_NOT_FIT,
     }
+)
+
+_FROM_OUTSIDE = frozenset({ExitCause.KILLED, ExitCause.FROZEN, ExitCause.BUSY_HOST})
+
+_MAY_BE_A_REQUESTS = frozenset(
+    {ExitCause.CRASHED, ExitCause.ENDED, ExitCause.KERNEL_OOM, ExitCause.HUNG}
 )
 
 
@@ -93,8 +114,9 @@ def decide(
 ) -> Retry | GiveUp:
     """Return what follows the last of ``deaths``.
 
-    The wait doubles with each death in the window that had not been ready for ``min_uptime_s``,
-    from ``min_delay_s`` up to ``max_delay_s``.
+    One that had been ready for ``min_uptime_s``, or that served when it was ended from outside,
+    starts again at once. Else the wait doubles with each such death in the window, from
+    ``min_delay_s`` up to ``max_delay_s``. What came from outside never makes a model be given up.
 
     Args:
         config: the model's ``[restart]``.
@@ -108,16 +130,24 @@ def decide(
     if config.policy == "never":
         return GiveUp(f"{last.describe()}; restart.policy is never")
     recent = [death for death in deaths if now_s - death.at_s <= config.window_s]
-    if len(recent) >= config.max_deaths:
-        return GiveUp(f"died {len(recent)} times in {config.window_s:g} s, last: {last.describe()}")
+    own = [death for death in recent if not death.cause.is_from_outside]
+    if len(own) >= config.max_deaths and not last.cause.is_from_outside:
+        return GiveUp(f"died {len(own)} times in {config.window_s:g} s, last: {last.describe()}")
     quick = 0
     for death in reversed(recent):
         if death.ready_for_s >= config.min_uptime_s:
             break
-        quick += 1
+        quick += not _is_blameless(death)
+    if last.ready_for_s >= config.min_uptime_s or _is_blameless(last):
+        return Retry(now_s)
     doublings = min(max(0, quick - 1), _MAX_DOUBLINGS)
     delay_s = min(config.max_delay_s, config.min_delay_s * 2.0**doublings)
     return Retry(now_s + delay_s * (0.5 + 0.5 * jitter))
+
+
+def _is_blameless(death: Exit) -> bool:
+    """Say whether it served well until someone ended it."""
+    return death.cause.is_from_outside and death.ready_for_s > 0
 
 
 def draw_jitter() -> float:

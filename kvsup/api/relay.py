@@ -110,7 +110,8 @@ async def _replayed(
     except UpstreamError:
         if not may_repeat():
             raise
-        return await attempt(await instance.ready(after=upstream))
+        await instance.end_of(upstream)
+        return await attempt(await instance.ready())
 
 
 async def _attempt(

@@ -1,5 +1,6 @@
 """How the end of a process is explained: from its exit code and the end of its log."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,19 +12,37 @@ _LAST_LINES = 3
 _WARMING_UP = "warming up the model"
 
 
-def explained(end: Exit, failure: LoadFailure | None, tail: Sequence[str]) -> Exit:
+_SENT_BY_OTHERS = frozenset(
+    -number
+    for number in (
+        signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT
+    )
+)  # fmt: skip
+"""Exit codes of a process that did not bring its signal on itself."""
+
+
+def explained(
+    end: Exit, failure: LoadFailure | None, tail: Sequence[str], *, is_oom_kill: bool = False
+) -> Exit:
     """Return ``end`` with the cause that the log and the exit code tell.
 
     Args:
         end: as seen from outside.
         failure: what its log told of a load that fails.
         tail: the last lines of its log, ``LOOKED_AT_LINES`` of them.
+        is_oom_kill: the kernel has killed for want of memory meanwhile.
     """
     if end.cause is not ExitCause.ENDED:
         return end
+    code = end.returncode or 0
+    if code == -signal.SIGKILL and is_oom_kill:
+        return replace(end, cause=ExitCause.KERNEL_OOM)
+    # A llama-server that served ends with 0 when it is told to.
+    if code in _SENT_BY_OTHERS or (code == 0 and end.ready_for_s):
+        return replace(end, cause=ExitCause.KILLED)
     if failure is not None and not end.ready_for_s:
         return replace(end, cause=failure.cause, detail=failure.message)
-    if (end.returncode or 0) < 0:
+    if code < 0:
         is_warmup = not end.ready_for_s and any(_WARMING_UP in line for line in tail)
         cause = ExitCause.CRASH_IN_WARMUP if is_warmup else ExitCause.CRASHED
         return replace(end, cause=cause, detail="")

@@ -9,35 +9,31 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import anyio
 
 from kvsup import events
-from kvsup.errors import ConfigError, InstanceError, InstanceFailed
+from kvsup.errors import InstanceError, InstanceFailed
 from kvsup.kvchoice import Machine
 from kvsup.lifecycle import ALIVE, Lifecycle, State
-from kvsup.llama.childmode import EXIT_LINE
 from kvsup.measures import SizesMeasured
-from kvsup.plan import ALLOWANCE_BYTES, Plan
-from kvsup.residency import RAM
+from kvsup.plan import Plan
 from kvsup.restart import Exit, ExitCause, GiveUp, Retry, decide, draw_jitter
-from kvsup.runtime import orphans
-from kvsup.runtime.ending import LOOKED_AT_LINES, explained, with_last_lines
-from kvsup.runtime.kvwarnings import Findings
+from kvsup.runtime import footprint
+from kvsup.runtime.docket import Docket
+from kvsup.runtime.ending import LOOKED_AT_LINES, with_last_lines
 from kvsup.runtime.learning import sizes_of
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
-from kvsup.runtime.paths import make_run_dir
-from kvsup.runtime.process import Child, spawn
 from kvsup.runtime.snapshot import Snapshot
+from kvsup.runtime.tenure import Tenure
 from kvsup.runtime.upstream import Upstream
-from kvsup.runtime.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-_LAST_LINES_S = 1.0
-"""How long a dead child's pipes are read on: something it started may hold them open."""
+_END_S = 3.0
+"""Time in which the end of a process is seen once its connections have broken."""
 
 
 class Instance:
@@ -72,19 +68,18 @@ class Instance:
         self.keep_alive_s = plan.model.keep_alive_s
         self.is_retired = False
         self.failure: str | None = None
-        self.measured = Measured()
         self.logbook = Logbook()
-        self._findings = Findings(plan, self.measured, emit=emit)
-        self._n_facts_taken = 0
-        self._emit = emit
+        self.docket = Docket(plan.name)
+        self.emit = emit
         self._on_change = on_change
         self._on_ready = on_ready
         self._life = Lifecycle(since_s=time.monotonic())
         self._deaths: list[Exit] = []
-        self._child: Child | None = None
+        self._tenure: Tenure | None = None
         self._upstream: Upstream | None = None
         self._stop_why: str | None = None
         self._drain_until_s = math.inf
+        self._down_since_s = math.inf
         self._news = anyio.Event()
 
     # What everyone may ask.
@@ -114,24 +109,22 @@ class Instance:
     @property
     def size_by_device(self) -> dict[str, int]:
         """Return the bytes it takes of RAM and of each device: as in its last load, or planned."""
-        known = self.remembered
-        if known is None or known.num_ctx != self.plan.model.num_ctx:
-            return self.plan.sizes
-        sizes = known.bytes_by_device
-        return {**sizes, RAM: sizes.get(RAM, 0) + ALLOWANCE_BYTES}
+        return footprint.size_by_device(self.plan, self.remembered)
 
     @property
     def size_bytes(self) -> int:
         """Return its buffers in all memories, as in its last load; before it, what is set aside."""
-        known = self.remembered
-        if known is None or known.num_ctx != self.plan.model.num_ctx:
-            return self.plan.size_bytes
-        return sum(known.bytes_by_device.values())
+        return footprint.size_bytes(self.plan, self.remembered)
+
+    @property
+    def measured(self) -> Measured:
+        """Return what its log has told of its last load, and of requests since."""
+        return self._tenure.measured if self._tenure else Measured()
 
     @property
     def kv_bytes(self) -> tuple[int, int] | None:
         """Bytes of K and of V as the log told; None until then."""
-        return self._findings.kv_bytes
+        return self._tenure.findings.kv_bytes if self._tenure else None
 
     @property
     def since_s(self) -> float:
@@ -146,8 +139,7 @@ class Instance:
     @property
     def private_bytes(self) -> int:
         """The part of RAM that the operating system does not count as available: no mapped file."""
-        in_ram = self.measured.bytes_by_device.get(RAM, 0) - self.measured.mapped_bytes
-        return max(0, in_ram) if self._upstream else 0
+        return footprint.private_bytes(self.measured) if self._upstream else 0
 
     @property
     def idle_until_s(self) -> float:
@@ -164,38 +156,51 @@ class Instance:
             since_s=self._life.since_s,
             leases=self.leases,
             busy_slots=self.busy_slots,
-            pid=self._child.pid if self._child and self.state in ALIVE else None,
+            pid=self._tenure.child.pid if self._tenure and self.state in ALIVE else None,
             n_deaths=len(self._deaths),
             failure=self.failure,
             size_bytes=self.size_bytes,
             vram_bytes=self.measured.vram_bytes,
             kv_bytes=self.kv_bytes,
-            kv_warnings=self._findings.sentences if self._upstream else (),
+            kv_warnings=self._tenure.findings.sentences if self._tenure and self._upstream else (),
             idle_until_s=self.idle_until_s,
         )
 
-    async def ready(self, *, after: Upstream | None = None) -> Upstream:
+    async def ready(self) -> Upstream:
         """Return the upstream once it serves; wait through a load, a crash and its backoff.
-
-        Args:
-            after: an upstream that broke; wait until that process is seen to be gone, at most 1 s.
 
         Raises:
             InstanceFailed: it has given up; the message says why.
-            InstanceError: it was stopped while this waited.
+            InstanceError: it was stopped while this waited, or has been down for ``restart_wait``.
         """
-        if after is not None:
-            with anyio.move_on_after(1.0):
-                while self._upstream is after:
-                    await self._news.wait()
-        while True:
-            if self._upstream is not None:
-                return self._upstream
+        waits_since_s = time.monotonic()
+        while self._upstream is None:
             if error := self.failure_error:
                 raise error
             if self.is_leaving and self.state in {State.STOPPING, State.STOPPED}:
                 raise InstanceError(f"{self.plan.name} was stopped: {self._stop_why}")
-            await self._news.wait()
+            wait_s = self.plan.model.restart_wait_s or math.inf
+            until_s = max(waits_since_s, self._down_since_s) + wait_s
+            if (now_s := time.monotonic()) >= until_s:
+                raise InstanceError(
+                    f"{self.plan.name} did not come back within {wait_s:g} s (restart_wait); last:"
+                    f" {self._deaths[-1].describe()}"
+                )
+            with anyio.move_on_after(until_s - now_s):
+                await self._news.wait()
+        return self._upstream
+
+    async def end_of(self, upstream: Upstream) -> Exit | None:
+        """Return how the process behind ``upstream`` ended; None if it seems to live on."""
+        with anyio.move_on_after(_END_S):
+            while upstream.end is None:
+                await self._news.wait()
+        return upstream.end
+
+    def is_deaf(self, upstream: Upstream) -> None:
+        """Take note that nobody took a connection to ``upstream``; it is ended before long."""
+        if self._tenure is not None and self._tenure.upstream is upstream:
+            self._tenure.is_deaf()
 
     def prepare(self) -> None:
         """Take back an earlier ``stop``; called in the same step that grants a lease and starts."""
@@ -210,12 +215,15 @@ class Instance:
 
     def take_up(self, machine: Machine) -> None:
         """Take up what is known now of running it here."""
-        self.plan = self._findings.plan = self.plan.on(machine)
+        self.plan = self.plan.on(machine)
+        if self._tenure is not None:
+            self._tenure.findings.plan = self.plan
         self.notify()
 
     def reset(self) -> None:
         """Forget a failure and the deaths before it, so that the next request starts it again."""
         self._deaths.clear()
+        self.docket.forget()
         if self.state is State.FAILED:
             self.failure = None
             self._enter(State.STOPPED)
@@ -243,22 +251,23 @@ class Instance:
             if end.cause is ExitCause.ASKED:
                 self._enter(State.STOPPED)
                 return
-            self._deaths.append(end)
-            self._emit(events.Died(self.plan.name, end.describe()))
             now_s = time.monotonic()
+            self._down_since_s = min(self._down_since_s, now_s)
+            self.emit(_died(self.plan.name, end))
             verdict: Retry | GiveUp = GiveUp(end.describe())
             if not self._is_trial:
                 policy = self.plan.model.restart
-                verdict = decide(policy, self._deaths, now_s=now_s, jitter=draw_jitter())
+                deaths = self._deaths or [end]  # none is the model's own: a request's
+                verdict = decide(policy, deaths, now_s=now_s, jitter=draw_jitter())
             if isinstance(verdict, GiveUp):
                 self.failure = with_last_lines(
                     verdict.reason, self.measured.failure, self.logbook.tail(LOOKED_AT_LINES)
                 )
                 self._enter(State.FAILED)
-                self._emit(events.GaveUp(self.plan.name, self.failure))
+                self.emit(events.GaveUp(self.plan.name, self.failure))
                 return
             self._enter(State.BACKOFF)
-            self._emit(events.Restarting(self.plan.name, verdict.at_s - now_s))
+            self.emit(events.Restarting(self.plan.name, verdict.at_s - now_s))
             if not await self._wait_for_turn(verdict.at_s):
                 self._enter(State.STOPPED)
                 return
@@ -278,102 +287,88 @@ class Instance:
     async def _run_process(self) -> Exit:
         """Spawn, hold, and reap one process; return how it ended."""
         self._enter(State.STARTING)
-        try:
-            make_run_dir(Path(self.plan.socket).parent)  # a cleaner of /tmp may have been there
-            orphans.clear_socket(self.plan.socket)
-            self._child = child = await spawn(self.plan.argv, environment=self.plan.environment)
-        except (OSError, ConfigError) as error:
-            return Exit(ExitCause.CANNOT_START, None, time.monotonic(), 0.0, str(error))
-        watch = Watch(
-            child,
-            socket=self.plan.socket,
-            name=self.plan.name,
-            logbook=self.logbook,
-            notify=self.notify,
+        tenure = await Tenure.begin(
+            self.plan, logbook=self.logbook, emit=self.emit, notify=self.notify
         )
-        self.measured, self._n_facts_taken = watch.measured, 0
-        self._findings = Findings(self.plan, self.measured, emit=self._emit)
-        try:
-            orphans.record(child.pid, child.create_time, self.plan.socket)
-            self._enter(State.LOADING)
-            self._emit(_spawned(self.plan, child))
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(watch.run)
-                end = await self._hold(child, watch)
-                with anyio.move_on_after(_LAST_LINES_S):
-                    await watch.is_drained.wait()
-                tasks.cancel_scope.cancel()
-        finally:
-            self._upstream = None
-            child.kill()
-            await child.aclose()
-            orphans.forget(self.plan.socket)
-        return explained(end, self.measured.failure, self.logbook.tail(LOOKED_AT_LINES))
+        if isinstance(tenure, Exit):
+            self._take_down(tenure)
+            return tenure
+        self._tenure = tenure
+        self._enter(State.LOADING)
+        end = await tenure.run(partial(self._hold, tenure))
+        self._upstream = None
+        if end.cause is not ExitCause.ASKED:
+            self._take_down(end, tenure.upstream)
+        tenure.upstream.end = end
+        self.notify()
+        return end
 
-    async def _hold(self, child: Child, watch: Watch) -> Exit:
+    def _take_down(self, end: Exit, upstream: Upstream | None = None) -> None:
+        """Keep an end that nobody asked for, unless a request is to blame for it."""
+        self._deaths.append(end)
+        if upstream is not None:
+            forgiven = self.docket.died(upstream, end)
+            self._deaths = [death for death in self._deaths if death not in forgiven]
+
+    async def _hold(self, tenure: Tenure) -> Exit:
         """Look at every piece of news until the process has ended or has been stopped."""
-        upstream = Upstream(self.plan.socket)
         while True:
             now_s = time.monotonic()
-            if child.returncode is not None:
-                was_ready_s = now_s - self._life.since_s if self._upstream else 0.0
+            if (code := tenure.child.returncode) is not None:
+                ready_for_s = now_s - self._life.since_s if self._upstream else 0.0
                 self._upstream = None
                 self.notify()
-                upstream.close_all()
-                child.kill()  # what it started may hold its pipes open
-                return Exit(ExitCause.ENDED, child.returncode, now_s, was_ready_s)
+                return tenure.ended(code, ready_for_s=ready_for_s)
             if self._may_stop():
-                return await self._stop(child, upstream, watch)
-            if self.state is State.LOADING and watch.is_ready:
-                self._become_ready(upstream)
+                return await self._stop(tenure)
+            if self.state is State.LOADING and tenure.watch.is_ready:
+                self._become_ready(tenure)
             if self.state is State.READY:
-                self._take_in()
+                self._take_in(tenure)
             if self.state is State.READY and self.is_leaving:
                 self._enter(State.DRAINING)
                 continue
             patience_s = self.plan.model.load_timeout_s or math.inf  # 0 is for ever, as in Ollama
-            stall_s = watch.progress_s + patience_s
+            stall_s = tenure.watch.progress_s + patience_s
             if self.state is State.LOADING and now_s >= stall_s:
-                child.kill()
-                code = await child.wait()
-                return Exit(ExitCause.STALLED, code, now_s, 0.0)
-            deadline_s = stall_s if self.state is State.LOADING else math.inf
+                return await tenure.kill(ExitCause.STALLED)
+            if now_s >= tenure.deaf_until_s:
+                tenure.child.kill()
+                tenure.deaf_until_s = math.inf
+            deadline_s = stall_s if self.state is State.LOADING else tenure.deaf_until_s
             if self.is_leaving:
                 deadline_s = min(deadline_s, self._drain_until_s)
             with anyio.move_on_after(deadline_s - now_s):
                 await self._news.wait()
 
-    def _become_ready(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+    def _become_ready(self, tenure: Tenure) -> None:
+        self._upstream = tenure.upstream
         self._is_trial = False
+        self._down_since_s = math.inf
         load_s = self._enter(State.READY)
         pair = str(self.plan.model.kv_cache_type)
-        self._emit(events.Ready(self.plan.name, load_s, self.kv_bytes, pair))
+        self.emit(events.Ready(self.plan.name, load_s, self.kv_bytes, pair))
 
-    def _take_in(self) -> None:
+    def _take_in(self, tenure: Tenure) -> None:
         """Take up what the log has told since; it may come later than the event that it serves."""
-        self._findings.tell()
-        if self.measured.n_load_facts != self._n_facts_taken:
-            self._n_facts_taken = self.measured.n_load_facts
+        tenure.findings.tell()
+        if tenure.has_news_of_its_load():
             if self.measured.total_bytes:
                 self.remembered = sizes_of(self.plan, self.measured)
             self._on_ready(self)
 
-    async def _stop(self, child: Child, upstream: Upstream, watch: Watch) -> Exit:
+    async def _stop(self, tenure: Tenure) -> Exit:
         if self.state is State.READY:
             self._enter(State.DRAINING)
         self._upstream = None
         was_ready = self.state is State.DRAINING
         self._enter(State.STOPPING)
-        self._emit(events.Stopping(self.plan.name, self._stop_why or ""))
-        upstream.close_all()
-        was_killed = await child.stop(
-            farewell=EXIT_LINE if was_ready and watch.speaks_child_mode else None,
-            grace_s=self.plan.model.stop_timeout_s,
-        )
-        took_s = time.monotonic() - self._life.since_s
-        self._emit(events.Stopped(self.plan.name, took_s, was_killed))
-        return Exit(ExitCause.ASKED, child.returncode, time.monotonic(), 0.0)
+        self.emit(events.Stopping(self.plan.name, self._stop_why or ""))
+        grace_s = self.plan.model.stop_timeout_s
+        was_killed = await tenure.stop(was_ready=was_ready, grace_s=grace_s)
+        now_s = time.monotonic()
+        self.emit(events.Stopped(self.plan.name, now_s - self._life.since_s, was_killed))
+        return Exit(ExitCause.ASKED, tenure.child.returncode, now_s, 0.0)
 
     def _enter(self, state: State) -> float:
         spent_s = self._life.enter(state, now_s=time.monotonic())
@@ -382,12 +377,5 @@ class Instance:
         return spent_s
 
 
-def _spawned(plan: Plan, child: Child) -> events.Spawned:
-    return events.Spawned(
-        model=plan.name,
-        pid=child.pid,
-        binary=plan.binary.label,
-        kv_cache_type=str(plan.model.kv_cache_type),
-        num_ctx=plan.model.num_ctx,
-        num_parallel=plan.model.num_parallel,
-    )
+def _died(name: str, end: Exit) -> events.Died:
+    return events.Died(name, end.describe(), end.cause.name, end.returncode, end.ready_for_s)

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 
 import httptools
 
-from kvsup.errors import UpstreamError
+from kvsup.errors import NotListening, UpstreamError
+from kvsup.restart import Exit
 
 HIGH_WATER_BYTES = 256 << 10
 """Unread bytes of one response after which reading from llama-server pauses."""
@@ -23,8 +24,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Response(asyncio.Protocol):
     """One response: its head once ``stream`` has yielded it, its body by ``read``."""
 
-    def __init__(self) -> None:
+    def __init__(self, upstream: "Upstream") -> None:
         loop = asyncio.get_running_loop()
+        self._upstream = upstream
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.head: asyncio.Future[None] = loop.create_future()
@@ -71,6 +73,7 @@ class Response(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; called by asyncio."""
+        self._upstream.n_reads += 1
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -130,6 +133,10 @@ class Upstream:
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
+        self.end: Exit | None = None
+        """How its process ended; None until that is known."""
+        self.n_reads = 0
+        """How often it has sent anything."""
         self._open: set[Response] = set()
 
     @property
@@ -144,16 +151,15 @@ class Upstream:
         """Send a request and yield its response once the head has come; close it on leaving.
 
         Raises:
-            UpstreamError: nobody listens, or the connection broke before the head.
+            NotListening: nobody takes the connection.
+            UpstreamError: it broke before the head.
         """
         try:
             _, response = await asyncio.get_running_loop().create_unix_connection(
-                Response, self.socket
+                lambda: Response(self), self.socket
             )
         except OSError as error:
-            raise UpstreamError(
-                f"llama-server does not listen on {self.socket}: {error}"
-            ) from error
+            raise NotListening(f"llama-server does not listen on {self.socket}: {error}") from error
         self._open.add(response)
         try:
             assert response.transport is not None  # noqa: S101 - connection_made has run

@@ -105,7 +105,8 @@ async def test_kill_of_a_ready_process_is_followed_by_backoff_and_a_new_one(fold
         pid = pid_of(instance)
         os.kill(pid, signal.SIGKILL)
 
-        upstream = await instance.ready(after=broken)
+        await instance.end_of(broken)
+        upstream = await instance.ready()
 
         assert upstream is not broken
         assert pid_of(instance) != pid
@@ -141,7 +142,8 @@ async def test_crash_with_a_grandchild_that_holds_the_pipes_is_seen_and_cleaned(
         assert len(group) == 2
         os.kill(first, signal.SIGKILL)
 
-        upstream = await instance.ready(after=broken)
+        await instance.end_of(broken)
+        upstream = await instance.ready()
 
         assert upstream is not broken
         assert (await upstream.fetch("GET", "/health"))[0] == 200

@@ -33,8 +33,8 @@ async def test_stop_of_the_real_one_ends_politely_and_unlinks(folder: Folder) ->
     assert processes_with(instance.plan.socket) == []
     assert files_of(instance) == []
     assert instance.snapshot().n_deaths == 0
-    assert instance._child is not None
-    assert instance._child.returncode == 0
+    assert instance._tenure is not None
+    assert instance._tenure.child.returncode == 0
 
 
 async def test_stop_whose_exit_line_is_lost_ends_by_sigterm(folder: Folder) -> None:
@@ -46,8 +46,8 @@ async def test_stop_whose_exit_line_is_lost_ends_by_sigterm(folder: Folder) -> N
         instance.stop("asked")
         await reach(instance, State.STOPPED)
 
-    assert instance._child is not None
-    assert instance._child.returncode == 0
+    assert instance._tenure is not None
+    assert instance._tenure.child.returncode == 0
 
 
 async def test_stop_while_loading_ends_the_load_and_tells_the_waiter(folder: Folder) -> None:
@@ -61,8 +61,8 @@ async def test_stop_while_loading_ends_the_load_and_tells_the_waiter(folder: Fol
             await instance.ready()
         await reach(instance, State.STOPPED)
 
-    assert instance._child is not None
-    assert instance._child.returncode == -signal.SIGTERM
+    assert instance._tenure is not None
+    assert instance._tenure.child.returncode == -signal.SIGTERM
     assert instance.snapshot().n_deaths == 0
 
 
@@ -87,8 +87,8 @@ async def test_stop_of_one_that_ignores_every_polite_word_kills_its_session(
         instance.stop("asked")
         await reach(instance, State.STOPPED)
 
-    assert instance._child is not None
-    assert instance._child.returncode == -signal.SIGKILL
+    assert instance._tenure is not None
+    assert instance._tenure.child.returncode == -signal.SIGKILL
     await until(lambda: processes_with(instance.plan.socket) == [])
     assert files_of(instance) == []
 
@@ -126,8 +126,8 @@ async def test_stop_whose_drain_time_is_over_cuts_the_stream(folder: Folder) -> 
                 await response.read_all()
         await reach(instance, State.STOPPED)
 
-    assert instance._child is not None
-    assert instance._child.returncode == 0
+    assert instance._tenure is not None
+    assert instance._tenure.child.returncode == 0
 
 
 async def test_crash_while_draining_is_restarted_for_those_who_hold_a_lease(
@@ -143,7 +143,8 @@ async def test_crash_while_draining_is_restarted_for_those_who_hold_a_lease(
         await reach(instance, State.DRAINING)
         os.kill(pid_of(instance), signal.SIGKILL)
 
-        assert await instance.ready(after=broken) is not broken
+        await instance.end_of(broken)
+        assert await instance.ready() is not broken
         instance.leases = 0
         instance.notify()
         await reach(instance, State.STOPPED)

@@ -88,7 +88,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "anthropic": ("llama.sse", "llama.wire", "mending", "errors", "anthropic", "msgspec"),
     "llama": ("config", "errors", "restart", "llama", "msgspec"),
     "ollama": ("llama.sse", "llama.vectors", "llama.wire", "errors", "units", "ollama", "msgspec"),
-    "runtime.upstream": ("errors", "asyncio", "httptools"),
+    "runtime.upstream": ("errors", "restart", "asyncio", "httptools"),
     "runtime": (*BELOW_RUNTIME, "runtime", "anyio", "psutil", "tomli", "msgspec"),
     "api": (*BELOW_RUNTIME, "runtime", "api", "", "starlette", "anyio", "psutil", "msgspec"),
     "api.contentcoding": ("errors", "backports", "compression"),

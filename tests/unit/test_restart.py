@@ -23,6 +23,7 @@ PERMANENT = {
     ExitCause.CANNOT_START,
     ExitCause.DOES_NOT_FIT,
 }
+OUTSIDE = {ExitCause.KILLED, ExitCause.FROZEN, ExitCause.BUSY_HOST}
 MANY = RestartConfig(max_deaths=1000)
 
 
@@ -63,7 +64,7 @@ def test_decide_after_a_long_service_starts_small_again() -> None:
     """One that had been ready for ``min_uptime`` ends the row of quick deaths."""
     deaths = [*map(death, (1.0, 2.0, 3.0)), death(50.0, ready_for_s=30.0)]
 
-    assert decide(MANY, deaths, now_s=50.0, jitter=1.0) == Retry(51.0)
+    assert decide(MANY, deaths, now_s=50.0, jitter=1.0) == Retry(50.0)
     assert decide(MANY, [*deaths, death(51.0)], now_s=51.0, jitter=1.0) == Retry(52.0)
 
 
@@ -153,3 +154,40 @@ def test_exit_without_a_process_names_the_cause_and_the_detail_alone() -> None:
     text = Exit(ExitCause.BAD_ARGUMENT, None, 0.0, 0.0, "no such program").describe()
 
     assert text == "llama-server does not take an argument; no such program"
+
+
+@pytest.mark.parametrize("cause", ExitCause)
+def test_decide_gives_no_model_up_for_what_came_from_outside(cause: ExitCause) -> None:
+    """Whoever kills it all day must not end its service."""
+    deaths = [death(float(n), cause=cause, ready_for_s=1.0) for n in range(100)]
+
+    verdict = decide(RestartConfig(), deaths, now_s=100.0, jitter=1.0)
+
+    assert isinstance(verdict, Retry) == (cause in OUTSIDE)
+    assert cause.is_from_outside == (cause in OUTSIDE)
+
+
+def test_decide_starts_at_once_what_served_when_it_was_killed() -> None:
+    """It did nothing wrong; one killed in its load waits, since the host may be short of memory."""
+    served = death(5.0, cause=ExitCause.KILLED, ready_for_s=0.1)
+    loading = [death(float(n), cause=ExitCause.KILLED) for n in range(6)]
+
+    assert decide(MANY, [*loading, served], now_s=5.0, jitter=1.0) == Retry(5.0)
+    assert decide(MANY, loading, now_s=5.0, jitter=1.0) == Retry(37.0)
+
+
+def test_decide_does_not_count_kills_between_crashes() -> None:
+    """Neither for giving up nor for the wait."""
+    config = RestartConfig(max_deaths=3)
+    kills = [death(float(n), cause=ExitCause.KILLED, ready_for_s=1.0) for n in range(20)]
+    deaths = [death(0.0), *kills, death(20.0)]
+
+    assert decide(config, deaths, now_s=20.0, jitter=1.0) == Retry(22.0)
+
+
+def test_a_request_is_never_blamed_for_what_came_from_outside() -> None:
+    """Nor for what lies in the load."""
+    blamed = {cause for cause in ExitCause if cause.may_be_a_requests}
+
+    assert not blamed & (OUTSIDE | PERMANENT)
+    assert ExitCause.CRASHED in blamed

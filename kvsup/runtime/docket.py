@@ -1,0 +1,127 @@
+"""Which request a llama-server died of: the requests of one instance, and the deaths under them.
+
+A death that a request may have brought about counts against every request that ran. Those are
+suspects: they run again one after the other, in the order in which they came, each until its answer
+has come further than it was, so that a second death has one culprit. It is told, and not run again;
+the others come through.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import anyio
+
+from kvsup.errors import Poisoned
+from kvsup.restart import Exit
+from kvsup.runtime.upstream import Upstream
+
+MAX_COMPANY_DEATHS = 3
+"""Deaths after which a request is convicted although others ran each time."""
+
+REMEMBERED_S = 600.0
+"""How long a convicted request is refused without being run."""
+
+_MAX_REMEMBERED = 256
+
+
+@dataclass(eq=False, slots=True)
+class Case:
+    """One request of an instance, as far as deaths concern it."""
+
+    fingerprint: str
+    deaths: list[Exit] = field(default_factory=list)
+    """Those that count against it."""
+    verdict: Poisoned | None = None
+    """Set once it is convicted."""
+
+
+class Docket:
+    """The cases of one instance."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._cases: list[Case] = []
+        self._running: dict[Upstream, list[Case]] = {}
+        self._suspects: list[Case] = []
+        self._convicted: dict[str, tuple[float, str]] = {}
+        self._news = anyio.Event()
+
+    def open(self, fingerprint: str) -> Case:
+        """Take up a request, which is to be closed.
+
+        Raises:
+            Poisoned: one like it was convicted lately.
+        """
+        at_s, text = self._convicted.get(fingerprint, (-REMEMBERED_S, ""))
+        if time.monotonic() - at_s < REMEMBERED_S:
+            raise Poisoned(text)
+        case = Case(fingerprint)
+        self._cases.append(case)
+        return case
+
+    def close(self, case: Case) -> None:
+        """Be done with a request."""
+        self._cases.remove(case)
+        self.clear(case)
+
+    async def turn(self, case: Case) -> None:
+        """Wait until ``case`` may run: a suspect waits for those that came before it."""
+        while case in self._suspects and self._suspects[0] is not case:
+            await self._news.wait()
+
+    def starts(self, case: Case, upstream: Upstream) -> None:
+        """Note that it runs on ``upstream``."""
+        cases = self._running.setdefault(upstream, [])
+        if case not in cases:
+            cases.append(case)
+
+    def ends(self, case: Case, upstream: Upstream) -> None:
+        """Note that it does not run there any more, and did not die with it."""
+        if case in (cases := self._running.get(upstream, [])):
+            cases.remove(case)
+
+    def clear(self, case: Case) -> None:
+        """End the suspicion: it has come further than it was when its process died."""
+        if case in self._suspects:
+            self._suspects.remove(case)
+            self._wake()
+
+    def forget(self) -> None:
+        """Let convicted requests be tried again."""
+        self._convicted.clear()
+
+    def died(self, upstream: Upstream, end: Exit) -> list[Exit]:
+        """Judge those that ran on a process that ended; return deaths that are not the model's."""
+        cases = [case for case in self._running.pop(upstream, []) if case in self._cases]
+        if not end.cause.may_be_a_requests:
+            return []
+        forgiven: list[Exit] = []
+        for case in cases:
+            case.deaths.append(end)
+            n_deaths = len(case.deaths)
+            if n_deaths >= MAX_COMPANY_DEATHS or (n_deaths >= 2 and len(cases) == 1):
+                self._convict(case)
+                forgiven += case.deaths
+        self._suspects = [c for c in self._cases if c.deaths and not c.verdict]
+        self._wake()
+        return forgiven
+
+    def running(self, upstream: Upstream) -> list[str]:
+        """Return the fingerprints of what runs on ``upstream``."""
+        return [case.fingerprint for case in self._running.get(upstream, [])]
+
+    def _convict(self, case: Case) -> None:
+        times = {2: "twice"}.get(n := len(case.deaths), f"{n} times")
+        text = (
+            f"llama-server ended {times} while it ran this request ({case.deaths[-1].describe()});"
+            f" it is not run again for {REMEMBERED_S / 60:.0f} minutes, or until"
+            f" kvsup reset {self._name}"
+        )
+        case.verdict = Poisoned(text)
+        while len(self._convicted) >= _MAX_REMEMBERED:
+            del self._convicted[next(iter(self._convicted))]
+        self._convicted[case.fingerprint] = (time.monotonic(), text)
+
+    def _wake(self) -> None:
+        news, self._news = self._news, anyio.Event()
+        news.set()

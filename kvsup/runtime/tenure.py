@@ -1,0 +1,147 @@
+"""One llama-server process of an instance: spawned, watched, talked to and reaped."""
+
+import errno
+import math
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+
+from kvsup import events
+from kvsup.errors import ConfigError
+from kvsup.llama.childmode import EXIT_LINE
+from kvsup.plan import Plan
+from kvsup.restart import Exit, ExitCause
+from kvsup.runtime import kernel, orphans
+from kvsup.runtime.ending import LOOKED_AT_LINES, explained
+from kvsup.runtime.kvwarnings import Findings
+from kvsup.runtime.logbook import Logbook
+from kvsup.runtime.paths import make_run_dir
+from kvsup.runtime.process import Child, spawn
+from kvsup.runtime.upstream import Upstream
+from kvsup.runtime.watch import Watch
+
+_LAST_LINES_S = 1.0
+"""How long a dead child's pipes are read on: something it started may hold them open."""
+
+_DEAF_S = 2.0
+"""How long a llama-server that takes no connection is left alone: it was told to end."""
+
+_BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+"""What a start meets where the host, and not the program, is at fault."""
+
+
+class Tenure:
+    """A process and what there is of it; ``begin`` makes one, ``run`` sees it to its end."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        child: Child,
+        *,
+        logbook: Logbook,
+        emit: Callable[[events.Event], None],
+        notify: Callable[[], None],
+    ) -> None:
+        self.child = child
+        self.upstream = Upstream(plan.socket)
+        self.watch = Watch(
+            child, socket=plan.socket, name=plan.name, logbook=logbook, notify=notify
+        )
+        self.measured = self.watch.measured
+        self.findings = Findings(plan, self.measured, emit=emit)
+        self.deaf_until_s = math.inf
+        """When it is ended because it takes no connection."""
+        self._plan = plan
+        self._logbook = logbook
+        self._notify = notify
+        self._n_facts_taken = 0
+        self._n_oom_kills = kernel.n_oom_kills()
+
+    @classmethod
+    async def begin(
+        cls,
+        plan: Plan,
+        *,
+        logbook: Logbook,
+        emit: Callable[[events.Event], None],
+        notify: Callable[[], None],
+    ) -> "Tenure | Exit":
+        """Spawn the llama-server of ``plan``; return how that ended if none came up.
+
+        Args:
+            plan: what to run.
+            logbook: takes its lines.
+            emit: takes what happens.
+            notify: called when its owner should look.
+        """
+        try:
+            make_run_dir(Path(plan.socket).parent)  # a cleaner of /tmp may have been there
+            orphans.clear_socket(plan.socket)
+            child = await spawn(plan.argv, environment=plan.environment)
+        except (OSError, ConfigError) as error:
+            is_busy = isinstance(error, OSError) and error.errno in _BUSY
+            cause = ExitCause.BUSY_HOST if is_busy else ExitCause.CANNOT_START
+            return Exit(cause, None, time.monotonic(), 0.0, str(error))
+        emit(_spawned(plan, child))
+        return cls(plan, child, logbook=logbook, emit=emit, notify=notify)
+
+    async def run(self, hold: Callable[[], Awaitable[Exit]]) -> Exit:
+        """Read what it tells while ``hold`` lasts; then reap it and return how it ended."""
+        try:
+            orphans.record(self.child.pid, self.child.create_time, self._plan.socket)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.watch.run)
+                end = await hold()
+                with anyio.move_on_after(_LAST_LINES_S):
+                    await self.watch.is_drained.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            self.child.kill()
+            await self.child.aclose()
+            orphans.forget(self._plan.socket)
+        is_oom_kill = kernel.n_oom_kills() > self._n_oom_kills
+        tail = self._logbook.tail(LOOKED_AT_LINES)
+        return explained(end, self.measured.failure, tail, is_oom_kill=is_oom_kill)
+
+    def has_news_of_its_load(self) -> bool:
+        """Say whether the log has told more of the load since the last call."""
+        n_facts, self._n_facts_taken = self._n_facts_taken, self.measured.n_load_facts
+        return self._n_facts_taken != n_facts
+
+    def ended(self, code: int, *, ready_for_s: float) -> Exit:
+        """Return its end, seen just now; close what is open to it and kill what it has left."""
+        self.upstream.close_all()
+        self.child.kill()  # what it started may hold its pipes open
+        return Exit(ExitCause.ENDED, code, time.monotonic(), ready_for_s)
+
+    async def kill(self, cause: ExitCause, *, ready_for_s: float = 0.0) -> Exit:
+        """End it at once; return that as its end, with ``cause``."""
+        self.child.kill()
+        code = await self.child.wait()
+        self.upstream.close_all()
+        return Exit(cause, code, time.monotonic(), ready_for_s)
+
+    async def stop(self, *, was_ready: bool, grace_s: float) -> bool:
+        """End it politely; return whether it had to be killed, ``grace_s`` later."""
+        self.upstream.close_all()
+        speaks = was_ready and self.watch.speaks_child_mode
+        return await self.child.stop(farewell=EXIT_LINE if speaks else None, grace_s=grace_s)
+
+    def is_deaf(self) -> None:
+        """Take note that it took no connection."""
+        if self.deaf_until_s == math.inf:
+            self.deaf_until_s = time.monotonic() + _DEAF_S
+            self._notify()
+
+
+def _spawned(plan: Plan, child: Child) -> events.Spawned:
+    return events.Spawned(
+        model=plan.name,
+        pid=child.pid,
+        binary=plan.binary.label,
+        kv_cache_type=str(plan.model.kv_cache_type),
+        num_ctx=plan.model.num_ctx,
+        num_parallel=plan.model.num_parallel,
+    )
