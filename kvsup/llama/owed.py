@@ -20,7 +20,7 @@ class _Owed(Generic[S]):
 
     def __init__(self, what: str, delivered: S) -> None:
         self._what = what
-        self._delivered = delivered
+        self._delivered: S = delivered
         self._n_paid = 0
 
     @property
@@ -82,6 +82,7 @@ class OwedAnswer:
         }
         self._tokens = _Owed("tokens", answer.tokens)
         self._calls = {index: _OwedCall(call) for index, call in answer.calls.items()}
+        self._n_silent = answer.n_silent
         self._n_logprobs = answer.n_logprobs
         self._finish_reason = answer.finish_reason
 
@@ -97,6 +98,8 @@ class OwedAnswer:
             Diverged: it says something else than was delivered, or something new too early.
         """
         is_new = "role" in delta
+        if delta.get("text") == "" and finish_reason is None:
+            is_new |= self._takes_silent()
         for name, owed in self._texts.items():
             if text := delta.get(name):
                 delta[name] = owed.new(text)
@@ -125,12 +128,22 @@ class OwedAnswer:
 
     @property
     def _is_paid(self) -> bool:
-        owed = (*self._texts.values(), self._tokens, *(c.arguments for c in self._calls.values()))
-        return self._n_logprobs == 0 and all(each.is_paid for each in owed)
+        texts = (*self._texts.values(), *(call.arguments for call in self._calls.values()))
+        return (
+            self._n_logprobs == 0 and self._tokens.is_paid and all(text.is_paid for text in texts)
+        )
 
     def _takes_call(self, piece: Members) -> bool:
         call = self._calls.get(piece["index"])
         return call is None or call.takes(piece)
+
+    def _takes_silent(self) -> bool:
+        """Say whether an event of ``/v1/completions`` without text is new."""
+        if not self._texts["text"].is_paid:
+            return False
+        is_new = self._n_silent == 0
+        self._n_silent -= not is_new
+        return is_new
 
     def _takes_logprobs(self, choice: Members) -> bool:
         of_v1 = choice.get("logprobs") or {}

@@ -6,7 +6,7 @@ grammars and parsers stand right by themselves, but it costs every delivered tok
 can go on so, and the engine may see it differently in one batch than token by token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,11 @@ MAX_FRUITLESS = 2
 _ONE_ANSWER = ("n", "n_cmpl")
 _LIMITS = ("n_predict", "max_completion_tokens", "max_tokens")
 """The names of the limit of tokens, the first wins (server-schema.cpp, b11434)."""
+
+_CONTINUABLE = {CHAT, TEXT, *NATIVE} - {"/infill"}
+
+_OPENS_THINKING = ("<think", "[THINK]", "<|channel")
+_UNSET: tuple[object, ...] = (None, False, 0, -1, "", [], {})
 
 _OBSTACLES: Mapping[str, str] = {
     "tools": "tools are offered",
@@ -125,47 +130,46 @@ def choose(mode: Mode, facts: Facts) -> Replay | Continue | None:
 
 def obstacle(path: str, body: Mapping[str, Any], transcript: Transcript) -> str | None:
     """Return why the answer to ``body`` cannot be continued, or None if it can."""
-    if path not in {CHAT, TEXT} and (path not in NATIVE or path == "/infill"):
-        return "the route's answers cannot be continued"
+    return next(_obstacles(path, body, transcript), None)
+
+
+def _obstacles(path: str, body: Mapping[str, Any], transcript: Transcript) -> Iterator[str]:
+    if path not in _CONTINUABLE:
+        yield "the route's answers cannot be continued"
     if transcript.is_opaque or set(transcript.answers) != {0}:
-        return "there is not one answer"
-    for name, why in _OBSTACLES.items():
-        if body.get(name) not in (None, False, 0, -1, "", [], {}):
-            return why
+        yield "there is not one answer"
+        return
+    yield from (why for name, why in _OBSTACLES.items() if body.get(name) not in _UNSET)
     if any((body.get(name) or 1) != 1 for name in _ONE_ANSWER):
-        return "several answers are asked for"
+        yield "several answers are asked for"
     answer = transcript.answers[0]
     if answer.calls:
-        return "it holds a tool call"
+        yield "it holds a tool call"
     if not (answer.content.tell() or answer.reasoning.tell()):
-        return "it has no text yet"
-    return _obstacle_of_chat(body, answer) if path == CHAT else _obstacle_of_prompt(body)
+        yield "it has no text yet"
+    if path == CHAT:
+        yield from _obstacles_of_chat(body, answer)
+    elif not _is_one_prompt(body.get("prompt")):
+        yield "there is not one prompt"
 
 
-def _obstacle_of_chat(body: Mapping[str, Any], answer: Answer) -> str | None:
+def _obstacles_of_chat(body: Mapping[str, Any], answer: Answer) -> Iterator[str]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
-        return "the request has no messages"
+        yield "the request has no messages"
+        return
     if messages[-1].get("role") == "assistant" or body.get("continue_final_message"):
-        return "the request itself goes on with a text"
+        yield "the request itself goes on with a text"
     if body.get("add_generation_prompt") is False:
-        return "the request leaves out the start of the answer"
+        yield "the request leaves out the start of the answer"
     form = body.get("response_format")
     if isinstance(form, dict) and form.get("type") not in (None, "text"):
-        return "a schema constrains it"
-    if answer.content.getvalue().lstrip().startswith(("<think", "[THINK]", "<|channel")):
-        return "its thinking stands in its text"
-    if not answer.content.tell() and (body.get("reasoning_budget_tokens") or -1) >= 0:
-        return "the thinking has a budget"
-    return None
-
-
-def _obstacle_of_prompt(body: Mapping[str, Any]) -> str | None:
-    try:
-        _prompt_with(body.get("prompt"), "", [])
-    except ValueError as error:
-        return str(error)
-    return None
+        yield "a schema constrains it"
+    if answer.content.getvalue().lstrip().startswith(_OPENS_THINKING):
+        yield "its thinking stands in its text"
+    budget = body.get("reasoning_budget_tokens")
+    if budget is not None and budget >= 0 and not answer.content.tell():
+        yield "the thinking has a budget"
 
 
 def continued_body(path: str, body: Mapping[str, Any], transcript: Transcript) -> dict[str, Any]:
@@ -173,7 +177,8 @@ def continued_body(path: str, body: Mapping[str, Any], transcript: Transcript) -
 
     A chat gets the text as the start of its last message: with both flags the stream holds only
     what is new (server-common.cpp, ``oaicompat_chat_params_parse``, b11434). A prompt gets the ids
-    of the tokens where all are known, else the text. The limit of tokens is lowered by those
+    of the tokens where all are known, else the text: the last ids can be of a stop word, whose text
+    was not delivered. The limit of tokens is lowered by those
     delivered; where none is left one is asked for, since 0 gives one too.
 
     Raises:
@@ -188,10 +193,11 @@ def continued_body(path: str, body: Mapping[str, Any], transcript: Transcript) -
     if answer.finish_reason is not None:
         continued["n_predict"] = 1
     elif limit is not None:
-        continued["n_predict"] = max(1, limit - answer.n_tokens)
+        continued["n_predict"] = max(1, limit - answer.n_spoken)
     if path == CHAT:
         return {**continued, **_chat_members(body["messages"], answer)}
-    tokens = answer.tokens if answer.has_all_token_ids else []
+    knows_tokens = answer.has_all_token_ids and not body.get("stop")
+    tokens = answer.tokens[: answer.n_spoken] if knows_tokens else []
     continued["prompt"] = _prompt_with(body["prompt"], answer.content.getvalue(), tokens)
     return continued
 
@@ -208,21 +214,28 @@ def _chat_members(messages: list[Any], answer: Answer) -> dict[str, Any]:
     }
 
 
-def _prompt_with(prompt: object, text: str, tokens: list[int]) -> object:
-    """Return ``prompt`` with what follows it.
+def _is_one_prompt(prompt: object) -> bool:
+    """Say whether it is a text, one with media, tokens, or texts and tokens, but not several."""
+    if isinstance(prompt, dict):
+        return isinstance(prompt.get("prompt_string"), str)
+    if isinstance(prompt, list):
+        is_mixed = any(isinstance(part, int) for part in prompt)
+        return (is_mixed or len(prompt) == 1) and all(isinstance(p, int | str) for p in prompt)
+    return isinstance(prompt, str)
 
-    Raises:
-        ValueError: it is several prompts, or none.
+
+def _prompt_with(prompt: Any, text: str, tokens: list[int]) -> object:
+    """Return one prompt with what follows it: ``tokens`` if there are any, else ``text``.
+
+    A list of texts and tokens is one prompt, but a list of texts alone is several.
     """
-    if isinstance(prompt, str):
-        return [prompt, *tokens] if tokens and prompt else prompt + text
-    if isinstance(prompt, dict) and isinstance(prompt.get("prompt_string"), str):
+    if isinstance(prompt, dict):
         return {**prompt, "prompt_string": prompt["prompt_string"] + text}
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
-        return _prompt_with(prompt[0], text, tokens)
-    if isinstance(prompt, list) and any(isinstance(part, int) for part in prompt):
-        return [*prompt, *(tokens or [text])] if text or tokens else prompt
-    raise ValueError("there is not one prompt")
+    parts = prompt if isinstance(prompt, list) else [prompt]
+    if parts == [""] or (not tokens and len(parts) == 1 and isinstance(parts[0], str)):
+        return parts[0] + text
+    following: list[Any] = [*tokens] if tokens else [text]
+    return [*parts, *following]
 
 
 def _limit(body: Mapping[str, Any]) -> int | None:

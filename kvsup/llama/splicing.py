@@ -15,8 +15,7 @@ from kvsup.llama.transcript import DATA, DONE, NATIVE, Transcript
 
 Members = dict[str, Any]
 
-_WORDS = ("content", "reasoning_content", "text", "tool_calls", "tokens")
-"""What an event may say."""
+_TEXTS = ("content", "reasoning_content", "text", "tool_calls")
 
 
 class Splice:
@@ -36,6 +35,7 @@ class Splice:
         self._delivered = delivered
         self._spent_before = spent
         self._identity = dict(delivered.identity)
+        self._n_closings = delivered.n_closings
 
     def feed(self, block: bytes) -> bytes:
         """Return what to deliver for complete events.
@@ -74,10 +74,12 @@ class Splice:
         if self._is_native:
             reason = None if members.get("stop") is False else members.get("stop_type", "none")
             is_new = self._takes_answer(members["index"], members, members, reason)
+        elif members["choices"]:
+            members["choices"] = [each for each in members["choices"] if self._takes_choice(each)]
+            is_new = bool(members["choices"])
         else:
-            choices = members["choices"]
-            members["choices"] = kept = [choice for choice in choices if self._takes_choice(choice)]
-            is_new = bool(kept) or not choices
+            is_new = self._n_closings == 0
+            self._n_closings -= not is_new
         self._sum(members)
         return is_new
 
@@ -170,7 +172,8 @@ class Continued(Splice):
         self._is_whole = is_whole
         self._is_finished = answer.finish_reason is not None
         self._text = answer.content.getvalue()
-        self._n_before = delivered.n_tokens
+        self._n_silent = answer.n_silent
+        self._n_before = answer.n_tokens if is_whole else answer.n_spoken
         self._n_prompt: int | None = None
 
     def _takes_progress(self, progress: Members) -> bool:
@@ -190,9 +193,16 @@ class Continued(Splice):
                 {"stop_type": "limit"} if self._is_native else {"finish_reason": "length"}
             )
             return True
-        return bool(
-            finish_reason or choice.get("logprobs") or any(delta.get(word) for word in _WORDS)
-        )
+        if finish_reason is None and not any(delta.get(text) for text in _TEXTS):
+            return self._takes_silent(choice)
+        self._n_silent = 0
+        return True
+
+    def _takes_silent(self, choice: Members) -> bool:
+        """Say whether an event without text is new; a chat has such only for the role."""
+        is_new = self._n_silent == 0 and "delta" not in choice
+        self._n_silent -= self._n_silent > 0
+        return is_new
 
     def _count(self, members: Members) -> None:
         """Mend the counts and the prompt of an event of ``/completion``."""
@@ -202,6 +212,7 @@ class Continued(Splice):
         members["tokens_evaluated"] = before.prompt_tokens
         if isinstance(prompt := members.get("prompt"), str):
             members["prompt"] = prompt.removesuffix(self._text)
+            members["has_new_line"] |= "\n" in self._text
 
     def _sum(self, members: Members) -> None:
         usage = members.get("usage")

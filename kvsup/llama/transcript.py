@@ -60,7 +60,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
     index: int = 0
     delta: _Delta = _Delta()
-    text: str = ""
+    text: str | None = None
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
 
@@ -120,6 +120,11 @@ class Answer:
     """Ids, which only ``/completion`` tells; a character of several tokens shows its last one."""
     n_tokens: int = 0
     """How many were generated; a chat shows only those that gave text."""
+    n_silent: int = 0
+    """How many of them came after the last text and gave none: the end, the start of a stop word.
+
+    A chat does not show them.
+    """
     n_logprobs: int = 0
     has_role: bool = False
     finish_reason: str | None = None
@@ -128,6 +133,11 @@ class Answer:
     def has_all_token_ids(self) -> bool:
         """Say whether ``tokens`` are all that were generated."""
         return 0 < len(self.tokens) == self.n_tokens
+
+    @property
+    def n_spoken(self) -> int:
+        """Return how many tokens the delivered text is of."""
+        return self.n_tokens - self.n_silent
 
     @property
     def is_empty(self) -> bool:
@@ -145,7 +155,7 @@ class Answer:
         """Read what an event of ``/v1`` adds."""
         delta = choice.delta
         self.has_role |= delta.role is not None
-        self.content.write(delta.content or choice.text)
+        self.content.write(delta.content or choice.text or "")
         self.reasoning.write(delta.reasoning_content or "")
         for piece in delta.tool_calls or ():
             call = self.calls.setdefault(piece.index, ToolCall())
@@ -153,19 +163,27 @@ class Answer:
             call.name = piece.function.name or call.name
             call.arguments.write(piece.function.arguments)
         self.n_logprobs += len(choice.logprobs.content or ()) if choice.logprobs else 0
-        self.n_tokens += bool(
-            delta.content or delta.reasoning_content or delta.tool_calls or choice.text
-        )
         self.finish_reason = choice.finish_reason or self.finish_reason
+        if choice.finish_reason is not None:
+            return
+        if choice.text is not None:
+            self._count(1, is_silent=not choice.text)
+        elif delta.content or delta.reasoning_content or delta.tool_calls:
+            self._count(1, is_silent=False)
 
     def add_native(self, event: _Event) -> None:
         """Read what an event of ``/completion`` adds."""
         self.content.write(event.content)
         self.tokens += event.tokens
         self.n_logprobs += len(event.completion_probabilities)
-        self.n_tokens = max(self.n_tokens, event.tokens_predicted)
-        if event.stop is not False:  # response_fields may leave it out of the last event
+        if event.stop is False:
+            self._count(event.tokens_predicted - self.n_tokens, is_silent=not event.content)
+        else:  # response_fields may leave it out of the last event
             self.finish_reason = event.stop_type
+
+    def _count(self, n: int, *, is_silent: bool) -> None:
+        self.n_tokens += n
+        self.n_silent = self.n_silent + n if is_silent else 0
 
 
 class Transcript:
@@ -190,6 +208,8 @@ class Transcript:
         """How much of the prompt the last progress event said was read; -1 before any."""
         self.prompt_ms = 0.0
         self.predicted_ms = 0.0
+        self.n_closings = 0
+        """How many events without choices, which hold the counts, were delivered."""
         self.is_complete = False
         self.has_events = False
         """Whether any event was delivered, comments aside."""
@@ -240,9 +260,11 @@ class Transcript:
             self.prompt_tokens = event.tokens_evaluated
         if event.prompt_progress is not None:
             self._add_progress(event.prompt_progress)
+            return
+        self.n_closings += event.choices == []
         for choice in event.choices or ():
             self.answer(choice.index).add(choice)
-        if self._is_native and event.prompt_progress is None:
+        if self._is_native:
             self.answer(event.index).add_native(event)
             n_ended = sum(answer.finish_reason is not None for answer in self.answers.values())
             self.is_complete |= n_ended >= self._n_answers
