@@ -35,7 +35,9 @@ class DyingServer:
                 stderr=log,
                 env={**os.environ, "XDG_CONFIG_HOME": "/nonexistent"},
             )
-        transport = httpx.HTTPTransport(uds=str(folder / "s.sock"))
+        transport = httpx.HTTPTransport(
+            uds=str(folder / "s.sock"), limits=httpx.Limits(max_keepalive_connections=0)
+        )
         self.client = httpx.Client(transport=transport, base_url="http://x", timeout=60)
         eventually(self._is_ready)
 
