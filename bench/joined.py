@@ -111,9 +111,13 @@ def _texts(path: str, stream: bytes) -> list[Any]:
     ]
 
 
+def _says_anything(path: str, event: bytes) -> bool:
+    return any(any(said) for *said, _ in _texts(path, event))
+
+
 def _cuts(path: str, stream: bytes, n: int) -> Iterator[bytes]:
     events = [event + b"\n\n" for event in stream.split(b"\n\n") if event]
-    first = next(i for i, event in enumerate(events) if any(t[0] for t in _texts(path, event)))
+    first = next(i for i, event in enumerate(events) if _says_anything(path, event))
     places = range(first + 1, len(events) - 2)
     for index in range(n):
         yield b"".join(events[: places[index * len(places) // n]])

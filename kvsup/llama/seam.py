@@ -8,7 +8,7 @@ process that died. While nothing dies it looks for the last end of an event and 
 from kvsup.errors import UpstreamError
 from kvsup.llama.counts import Spent
 from kvsup.llama.resume import Continue, Replay
-from kvsup.llama.splicing import Continued, Replayed, Splice
+from kvsup.llama.splicing import Continued, Replayed, Restarted, Splice
 from kvsup.llama.sse import MAX_EVENT_BYTES
 from kvsup.llama.transcript import Transcript
 
@@ -34,7 +34,7 @@ class Seam:
         self._kept: list[bytes] = []
         self._n_kept = 0
         self._rest = b""
-        self._splice: Splice | None = None
+        self._splice: Splice | Restarted | None = None
         self._spent = Spent()
 
     def feed(self, data: bytes) -> bytes:
@@ -85,6 +85,8 @@ class Seam:
         self._rest = b""
         if not transcript.has_events:
             self._splice = None
+        elif transcript.is_opaque:
+            self._splice = Restarted(transcript)
         elif isinstance(how, Continue):
             self._splice = Continued(self._path, transcript, self._spent, is_whole=how.is_whole)
         else:

@@ -11,7 +11,7 @@ import msgspec
 from kvsup.errors import UpstreamError
 from kvsup.llama.counts import Before, Spent, sum_timings, sum_usage
 from kvsup.llama.owed import OwedAnswer
-from kvsup.llama.transcript import DATA, DONE, NATIVE, Transcript
+from kvsup.llama.transcript import DATA, DONE, NATIVE, Transcript, prelude
 
 Members = dict[str, Any]
 
@@ -118,6 +118,32 @@ class Splice:
 
     def _end(self) -> None:
         raise NotImplementedError
+
+
+class Restarted:
+    """A stream whose events kvsup does not read begins anew: what came before all is not repeated.
+
+    The response keeps the id that it was given.
+    """
+
+    def __init__(self, delivered: Transcript) -> None:
+        """Make a splice; ``delivered`` is all preludes."""
+        self.spent = Spent()
+        self._preludes = dict(delivered.preludes)
+        self._ids: tuple[bytes, bytes] | None = None
+
+    def feed(self, block: bytes) -> bytes:
+        """Return what to deliver for complete events."""
+        events = (self._mended(event) for event in block[:-2].split(b"\n\n"))
+        return b"".join(event + b"\n\n" for event in events if event is not None)
+
+    def _mended(self, event: bytes) -> bytes | None:
+        if found := prelude(event):
+            kind, new_id = found
+            if kind in self._preludes:
+                self._ids = new_id, self._preludes[kind]
+                return None
+        return event.replace(*self._ids) if self._ids else event
 
 
 class Replayed(Splice):

@@ -6,6 +6,7 @@ Three shapes of events are read (tools/server/server-task.cpp, ``to_json_oaicomp
 opaque: kvsup knows whether anything came and whether it has ended, and no more.
 """
 
+import re
 from dataclasses import dataclass, field
 from io import StringIO
 
@@ -30,7 +31,10 @@ _ENDS = (
     b"event: response.failed",
     b"event: message_stop",
 )
-_PRELUDES = (b"event: response.created", b"event: response.in_progress")
+_PRELUDES = (b"event: response.created\n", b"event: response.in_progress\n")
+"""What ``/v1/responses`` says before anything is generated."""
+
+_RESPONSE_ID = re.compile(rb'"response":\{"id":("[^"]*")')
 
 
 class _Function(msgspec.Struct, frozen=True):
@@ -97,6 +101,15 @@ class _Event(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_Event).decode
+
+
+def prelude(event: bytes) -> tuple[bytes, bytes] | None:
+    """Return the kind of an event that comes before anything is generated, and its response's id.
+
+    None for all other events.
+    """
+    found = _RESPONSE_ID.search(event) if event.startswith(_PRELUDES) else None
+    return (event.partition(b"\n")[0], found[1]) if found else None
 
 
 @dataclass(slots=True)
@@ -214,6 +227,8 @@ class Transcript:
         self.has_events = False
         """Whether any event was delivered, comments aside."""
         self.has_delivered_opaque = False
+        self.preludes: dict[bytes, bytes] = {}
+        """Which of them ``/v1/responses`` has sent, and the id that they gave the response."""
         self._is_native = path in NATIVE
         self._n_answers = n_answers
 
@@ -239,9 +254,15 @@ class Transcript:
             self.has_events = True
             self.is_complete |= event.startswith(_ENDS)
             if self.is_opaque:
-                self.has_delivered_opaque |= not event.startswith(_PRELUDES)
+                self._add_opaque(event)
             elif event.startswith(DATA) and event[6:] != DONE:
                 self._add_payload(event[6:])
+
+    def _add_opaque(self, event: bytes) -> None:
+        if found := prelude(event):
+            self.preludes.setdefault(*found)
+        else:
+            self.has_delivered_opaque = True
 
     def _add_payload(self, payload: bytes) -> None:
         try:
