@@ -80,7 +80,7 @@ class OwedAnswer:
             "text": content,
             "reasoning_content": _Owed("thinking", answer.reasoning.getvalue()),
         }
-        self._tokens = _Owed("tokens", answer.tokens)
+        self._tokens = _Owed("tokens", [*answer.tokens])
         self._calls = {index: _OwedCall(call) for index, call in answer.calls.items()}
         self._n_silent = answer.n_silent
         self._n_logprobs = answer.n_logprobs

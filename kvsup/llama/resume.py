@@ -13,7 +13,7 @@ from typing import Any, Literal
 from kvsup.llama.transcript import CHAT, NATIVE, TEXT, Answer, Transcript
 
 Mode = Literal["auto", "replay", "continue", "off"]
-"""``resume`` in a model's file."""
+"""``ModelConfig.resume``."""
 
 MAX_REPLAY_S = 5.0
 """How long a replay may take at most where a continuation is possible, in mode ``auto``."""
