@@ -9,7 +9,9 @@ behind the cut they part. ``docs/reliability.md`` has the result.
 """
 
 import argparse
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,17 +68,32 @@ def _asked(text: str, **fields: Any) -> dict[str, Any]:
 
 STORY, WHY, CITY = "Tell me about a fox.", "Why is the sky blue?", "Name a city to visit, and why."
 
-CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "chat": (CHAT, _asked(STORY)),
-    "chat 2": (CHAT, _asked(WHY)),
-    "chat 3": (CHAT, _asked(CITY)),
-    "thinking": (CHAT, _asked(WHY, grammar=THOUGHT)),
-    "schema": (CHAT, _asked(CITY, response_format=FORMAT)),
-    "tool": (CHAT, _asked(CITY, **CALL)),
-    "logprobs": (CHAT, _asked(WHY, logprobs=True, top_logprobs=2)),
-    "n = 2": (CHAT, _asked(STORY, n=2)),
-    "text": (TEXT, {"prompt": "The capital of France is"}),
-    "ids": (NATIVE, {"prompt": "Once upon a time"}),
+
+@dataclass(frozen=True)
+class Case:
+    """A request, and what is around it."""
+
+    path: str
+    fields: dict[str, Any]
+    is_second_turn: bool = False
+    """Whether the one that died had answered the turn before, so had it in its cache."""
+    has_neighbour: bool = False
+    """Whether another answer is generated beside the resumed one, in the same batches."""
+
+
+CASES: Mapping[str, Case] = {
+    "chat": Case(CHAT, _asked(STORY)),
+    "chat 2": Case(CHAT, _asked(WHY)),
+    "chat 3": Case(CHAT, _asked(CITY)),
+    "second turn": Case(CHAT, _asked(STORY), is_second_turn=True),
+    "beside another": Case(CHAT, _asked(WHY), has_neighbour=True),
+    "thinking": Case(CHAT, _asked(WHY, grammar=THOUGHT)),
+    "schema": Case(CHAT, _asked(CITY, response_format=FORMAT)),
+    "tool": Case(CHAT, _asked(CITY, **CALL)),
+    "logprobs": Case(CHAT, _asked(WHY, logprobs=True, top_logprobs=2)),
+    "n = 2": Case(CHAT, _asked(STORY, n=2)),
+    "text": Case(TEXT, {"prompt": "The capital of France is"}),
+    "ids": Case(NATIVE, {"prompt": "Once upon a time"}),
 }
 
 
@@ -155,6 +172,37 @@ def _measure(
     return row
 
 
+@contextmanager
+def _neighbour(server: DyingServer, *, is_there: bool) -> Iterator[None]:
+    """Generate another answer on ``server`` for as long as the block runs."""
+    has_ended = threading.Event()
+
+    def generate() -> None:
+        body = requested({"prompt": "The sea", "n_predict": 1500, "ignore_eos": True})
+        while not has_ended.is_set():
+            for _ in server.stream(NATIVE, body):
+                if has_ended.is_set():
+                    break
+
+    neighbour = threading.Thread(target=generate)
+    if is_there:
+        neighbour.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        if is_there:
+            neighbour.join()
+
+
+def _turn_before(server: DyingServer, body: dict[str, Any]) -> dict[str, Any]:
+    """Let ``server`` answer ``body``; return a request that goes on with the conversation."""
+    stream = b"".join(server.stream(CHAT, {**body, "cache_prompt": True}))
+    said = {"role": "assistant", "content": _texts(CHAT, stream)[0][0]}
+    again = {"role": "user", "content": "And then?"}
+    return {**body, "cache_prompt": True, "messages": [*body["messages"], said, again]}
+
+
 def main() -> None:
     """Print the table."""
     flags: tuple[str, ...]
@@ -170,14 +218,22 @@ def main() -> None:
         for key, value in PAIRS:
             flags = ("-c", "2048", "-np", "2", "--no-kv-unified", "-ctk", key, "-ctv", value)
             flags += ("-fa", "on", "--chat-template-file", str(template))
-            for name, (path, fields) in CASES.items():
+            for name, case in CASES.items():
                 fixed = {"temperature": 0, "seed": 1, "cache_prompt": False}
-                body = requested({**fixed, "n_predict": asked.tokens, **fields})
+                body = requested({**fixed, "n_predict": asked.tokens, **case.fields})
                 with DyingServer(asked.llama_server, asked.model, *flags) as server:
-                    calm = b"".join(server.stream(path, body))
-                cuts = [*_cuts(path, calm, asked.cuts), calm]
-                with DyingServer(asked.llama_server, asked.model, *flags) as heir:
-                    rows = [_measure(heir, path, body, cuts, how) for how in ("replay", "continue")]
+                    if case.is_second_turn:
+                        body = _turn_before(server, body)
+                    calm = b"".join(server.stream(case.path, body))
+                body["cache_prompt"] = False
+                cuts = [*_cuts(case.path, calm, asked.cuts), calm]
+                with (
+                    DyingServer(asked.llama_server, asked.model, *flags) as heir,
+                    _neighbour(heir, is_there=case.has_neighbour),
+                ):
+                    rows = [
+                        _measure(heir, case.path, body, cuts, how) for how in ("replay", "continue")
+                    ]
                 print(f"{key}:{value} | {name} | {rows[0]} | {rows[1]}", flush=True)
 
 
