@@ -1,13 +1,25 @@
-"""The one loop from a llama-server's answer to the client's, for every API."""
+"""The one loop from a llama-server's answer to the client's, for every API.
 
+An answer outlives its process: what the client has of it is known (``llama/seam.py``), so it is run
+again on the next one, and goes on where it stopped.
+"""
+
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
-from kvsup.api.exchange import JSON, Exchange, Header
-from kvsup.errors import EngineError, UpstreamError
+import msgspec
+
+from kvsup.api.exchange import JSON, SSE, Exchange, Header
+from kvsup.api.survival import Survival, fingerprint_of, surviving
+from kvsup.errors import Diverged, EngineError, UpstreamError
+from kvsup.events import Rescue
 from kvsup.fitting import Asked, unmet
 from kvsup.llama.faults import is_callers_fault
+from kvsup.llama.resume import Continue, Mode, Replay, choose, continued_body, facts
+from kvsup.llama.seam import Seam
+from kvsup.llama.seeding import new_seed, seeded
 from kvsup.llama.wire import error_message
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.host import n_processors
@@ -18,7 +30,7 @@ T = TypeVar("T")
 
 
 class Answer(Protocol):
-    """Turns upstream bytes into the client's; one object an attempt."""
+    """Turns upstream bytes into the client's; one object an answer."""
 
     content_type: bytes
     headers: tuple[Header, ...]
@@ -65,75 +77,190 @@ async def relay(
 ) -> None:
     """Post ``body`` to the leased ``instance`` and send its answer to the client.
 
-    If the process dies before the client has had a byte, the request is posted once more to its
-    successor, unseen by the client.
+    A seed is added where it has none. If the process dies, the request goes on in its successor,
+    unseen by the client but for a pause, as ``resume`` of the model says.
 
     Raises:
         EngineError: llama-server answered with an error.
-        UpstreamError: it broke off.
-        InstanceError: it does not come up.
+        Poisoned: the process dies of it.
+        UpstreamError: it broke off and cannot go on.
+        InstanceError: no process comes up.
     """
-    await _replayed(
-        instance,
-        lambda upstream: _attempt(
-            exchange, upstream, path, body, content_type=content_type, make_answer=make_answer
-        ),
-        may_repeat=lambda: not exchange.is_started,
+    passage = _Passage(
+        exchange,
+        path=path,
+        body=seeded(path, body, seed=new_seed()) if content_type is JSON else body,
+        content_type=content_type,
+        make_answer=make_answer,
+        mode=instance.plan.model.resume,
     )
+    await _carried(instance, fingerprint_of(path, body), passage.attempt, passage.reopen)
 
 
 async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
-    """Post ``body`` to the leased ``instance`` and return its whole answer.
+    """Post ``body`` to the leased ``instance`` and return its whole answer; raises as ``relay``."""
 
-    Repeated and raising as ``relay``.
-    """
-    status, answer = await _replayed(
-        instance,
-        lambda upstream: upstream.fetch("POST", path, body=body),
-        may_repeat=lambda: True,
-    )
+    async def attempt(upstream: Upstream, _survival: Survival) -> tuple[int, bytes]:
+        return await upstream.fetch("POST", path, body=body)
+
+    status, answer = await _carried(instance, fingerprint_of(path, body), attempt)
     if status >= 400:
         raise _engine_error(status, answer)
     return answer
 
 
-async def _replayed(
+async def _carried(
     instance: Instance,
-    attempt: Callable[[Upstream], Awaitable[T]],
-    *,
-    may_repeat: Callable[[], bool],
+    fingerprint: str,
+    attempt: Callable[[Upstream, Survival], Awaitable[T]],
+    reopen: Callable[[UpstreamError], bool] = lambda _: True,
 ) -> T:
-    """Return what ``attempt`` does; if the process dies under it, try once on its successor."""
-    upstream = await instance.ready()
-    try:
-        return await attempt(upstream)
-    except UpstreamError:
-        if not may_repeat():
+    """Return what ``attempt`` does, on as many processes as it takes; ``reopen`` says if it may."""
+    with surviving(instance, fingerprint) as survival:
+        upstream = await survival.upstream()
+        while True:
+            try:
+                with survival.on(upstream):
+                    return await attempt(upstream, survival)
+            except UpstreamError as error:  # noqa: PERF203 - once a process
+                upstream = await survival.successor(error, upstream)
+                if not reopen(error):
+                    raise survival.lost(error) from error
+
+
+class _Passage:
+    """One answer on its way from as many processes as it takes to one client."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        path: str,
+        body: bytes,
+        content_type: bytes,
+        make_answer: Callable[[Response], Answer],
+        mode: Mode,
+    ) -> None:
+        self._exchange = exchange
+        self._path = path
+        self._body = body
+        self._headers = ((b"content-type", content_type),)
+        self._make_answer = make_answer
+        self._mode = mode
+        self._seam = Seam(path)
+        self._answer: Answer | None = None
+        self._how: Replay | Continue | None = None
+        self._n_fruitless = 0
+        self._has_diverged = False
+        self._n_before = 0
+        """Tokens that had been delivered when this attempt began."""
+        self._took_s = 0.0
+        """How long the last attempt took until it broke off."""
+        self._tokens_per_s: float | None = None
+
+    async def attempt(self, upstream: Upstream, survival: Survival) -> None:
+        """Run it on ``upstream`` to its end."""
+        began_s = time.monotonic()
+        try:
+            await self._run(upstream, survival)
+        finally:
+            self._took_s = time.monotonic() - began_s
+
+    def reopen(self, error: UpstreamError) -> bool:
+        """Choose how it goes on after ``error``; return False if it cannot."""
+        self._has_diverged |= isinstance(error, Diverged)
+        transcript = self._seam.transcript
+        had = transcript.n_tokens
+        if had > self._n_before:
+            self._tokens_per_s = (had - self._n_before) / self._took_s
+        self._n_fruitless = self._n_fruitless + 1 if had == self._n_before else 0
+        self._n_before = had
+        known = facts(
+            self._path,
+            msgspec.json.decode(self._body) if transcript.has_delivered else {},
+            transcript,
+            has_diverged=self._has_diverged,
+            n_fruitless=self._n_fruitless,
+            tokens_per_s=self._tokens_per_s,
+        )
+        self._how = choose(self._mode, known)
+        if self._how is not None:
+            self._seam.reopen(self._how, spent_ms=1000 * self._took_s)
+            return True
+        if self._exchange.is_started:
+            return False
+        self._seam, self._answer, self._n_before = Seam(self._path), None, 0
+        return True
+
+    async def _run(self, upstream: Upstream, survival: Survival) -> None:
+        body = self._body
+        if isinstance(self._how, Continue):
+            members = continued_body(self._path, msgspec.json.decode(body), self._seam.transcript)
+            body = msgspec.json.encode(members)
+        async with upstream.stream(
+            "POST", self._path, headers=self._headers, body=body
+        ) as response:
+            if response.status >= 400:
+                error = _engine_error(response.status, await response.read_all())
+                if isinstance(self._how, Continue):
+                    raise Diverged(f"llama-server does not go on with this answer: {error}")
+                raise error
+            if dict(response.headers).get(b"content-type", b"").startswith(SSE):
+                await self._flow(response, survival)
+            else:
+                await self._whole(response, survival)
+
+    async def _flow(self, response: Response, survival: Survival) -> None:
+        """Send the events of ``response``; those that came together leave together."""
+        seam, exchange = self._seam, self._exchange
+        if self._answer is None:
+            self._answer = self._make_answer(response)
+        answer = self._answer
+        try:
+            while data := await response.read():
+                if not (data := seam.feed(data)):
+                    continue
+                if self._how is not None or self._n_before:
+                    self._tell(survival)
+                if out := answer.feed(data):
+                    if not exchange.is_started:
+                        await exchange.start(answer.content_type, headers=answer.headers)
+                    await exchange.write(out)
+        except Diverged:
             raise
-        await instance.end_of(upstream)
-        return await attempt(await instance.ready())
+        except UpstreamError:
+            if not seam.is_complete:
+                raise
+        if not seam.is_complete:
+            raise UpstreamError("llama-server ended its stream before its last event")
+        await self._finish(await answer.finish(), answer)
 
+    async def _whole(self, response: Response, survival: Survival) -> None:
+        """Send an answer that is no stream, once it is there."""
+        data = await response.read_all()
+        survival.went_on("replayed", 0)
+        answer = self._make_answer(response)
+        await self._finish(answer.feed(data) + await answer.finish(), answer)
 
-async def _attempt(
-    exchange: Exchange,
-    upstream: Upstream,
-    path: str,
-    body: bytes,
-    *,
-    content_type: bytes,
-    make_answer: Callable[[Response], Answer],
-) -> None:
-    headers = ((b"content-type", content_type),)
-    async with upstream.stream("POST", path, headers=headers, body=body) as response:
-        if response.status >= 400:
-            raise _engine_error(response.status, await response.read_all())
-        await copy(exchange, response, make_answer(response))
+    def _tell(self, survival: Survival) -> None:
+        """Say that the answer goes on, and that it has come further, as soon as it has."""
+        survival.went_on(_rescue(self._how, self._n_before), self._n_before)
+        if self._seam.n_delivered_tokens > self._n_before:
+            survival.came_further()
+
+    async def _finish(self, rest: bytes, answer: Answer) -> None:
+        if self._exchange.is_started:
+            await self._exchange.end(rest)
+        else:
+            await self._exchange.answer(
+                rest, content_type=answer.content_type, headers=answer.headers
+            )
 
 
 async def copy(
     exchange: Exchange, response: Response, answer: Answer, *, status: int = 200
 ) -> None:
-    """Send what ``answer`` makes of ``response``; events that came together leave together."""
+    """Send what ``answer`` makes of ``response``, as it comes."""
     while data := await response.read():
         out = answer.feed(data)
         if out:
@@ -147,6 +274,12 @@ async def copy(
         await exchange.answer(
             rest, status=status, content_type=answer.content_type, headers=answer.headers
         )
+
+
+def _rescue(how: Replay | Continue | None, n_tokens: int) -> Rescue:
+    if isinstance(how, Continue):
+        return "continued"
+    return "resumed" if n_tokens else "replayed"
 
 
 def _engine_error(status: int, body: bytes) -> EngineError:

@@ -136,35 +136,25 @@ def test_kill_of_llama_server_between_requests_is_not_seen(
     assert kvsup.models()["m"]["deaths"] == 1
 
 
-def test_kill_of_llama_server_in_a_stream_ends_it_with_an_error_line(
-    start_kvsup: StartKvsup, smollm2: Path
-) -> None:
-    """A stream that broke never looks as if it had ended."""
-    kvsup = start_kvsup({"m": real(smollm2, QUICK)})
-
-    with generate(kvsup) as stream:
-        lines = stream.iter_lines()
-        next(lines)
-        kill_child(kvsup)
-        last = [msgspec.json.decode(line) for line in lines][-1]
-
-    assert "error" in last
-    assert not last.get("done")
-
-
-def test_half_an_event_then_death_ends_the_stream_with_an_error_line(
+def test_death_twice_in_the_same_stream_ends_it_with_an_error_line(
     start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path
 ) -> None:
-    """What was cut in the middle is not delivered, and its end is told."""
-    broken = [["head"], ["token", "Hello"], ["send", 'data: {"choices":[{"del'], ["die", "SIGKILL"]]
-    line = write_script(tmp_path / "s.json", answers=[broken])
+    """Half an event is not delivered, and the request is not run a third time, nor again."""
+    broken = [["head"], ["token", "Hello"], ["send", 'data: {"choices":[{"del'], ["die", "SIGSEGV"]]
+    line = write_script(tmp_path / "s.json", answers=[broken] * 2)
     kvsup = start_kvsup({"m": scripted(smollm2, line, QUICK)})
 
-    with generate(kvsup) as stream:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Say hello."}]}
+
+    with kvsup.client.stream("POST", "/api/chat", json=body) as stream:
         lines = [msgspec.json.decode(line) for line in stream.iter_lines()]
 
-    assert lines[0]["response"] == "Hello"
-    assert "error" in lines[-1]
+    assert [line.get("message", {}).get("content") for line in lines] == ["Hello", None]
+    assert "llama-server ended twice while it ran this request" in lines[-1]["error"]
+    again = kvsup.client.post("/api/chat", json=body)
+    assert again.status_code == 500
+    assert "kvsup reset m" in again.text
+    assert kvsup.models()["m"]["deaths"] == 0
 
 
 @pytest.mark.parametrize("state", ["loading", "loading real", "ready", "streaming"])

@@ -1,0 +1,122 @@
+"""Which request a llama-server died of."""
+
+import anyio
+import pytest
+
+from kvsup.errors import Poisoned
+from kvsup.restart import Exit, ExitCause
+from kvsup.runtime.docket import Case, Docket
+from kvsup.runtime.upstream import Upstream
+
+pytestmark = pytest.mark.anyio
+
+
+def crash(at_s: float = 1.0, cause: ExitCause = ExitCause.CRASHED) -> Exit:
+    """Return a death."""
+    return Exit(cause, -11, at_s, 1.0)
+
+
+def die(docket: Docket, *cases: Case, cause: ExitCause = ExitCause.CRASHED, at_s: float) -> int:
+    """Let a process end under ``cases``; return how many deaths are not the model's."""
+    upstream = Upstream("/nowhere")
+    for case in cases:
+        docket.starts(case, upstream)
+    return len(docket.died(upstream, crash(at_s, cause)))
+
+
+async def test_a_request_of_which_the_process_died_twice_alone_is_convicted() -> None:
+    """Its deaths are not counted against the model, and one like it is refused until a reset."""
+    docket = Docket("m")
+    case = docket.open("poison")
+
+    assert die(docket, case, at_s=1) == 0
+    assert case.verdict is None
+    assert die(docket, case, at_s=2) == 2
+    assert isinstance(case.verdict, Poisoned)
+    assert "twice" in str(case.verdict)
+    assert "kvsup reset m" in str(case.verdict)
+    docket.close(case)
+    with pytest.raises(Poisoned):
+        docket.open("poison")
+    docket.open("other")
+    docket.forget()
+    docket.open("poison")
+
+
+async def test_neighbours_of_a_poison_are_not_convicted() -> None:
+    """Three ran when it died; each runs alone, in the order in which they came."""
+    docket = Docket("m")
+    poison, *innocent = (docket.open(name) for name in ("poison", "a", "b"))
+    die(docket, poison, *innocent, at_s=1)
+
+    await docket.turn(poison)
+    assert die(docket, poison, at_s=2) == 2
+    docket.close(poison)
+    for case in innocent:
+        await docket.turn(case)
+        docket.clear(case)
+
+    assert poison.verdict
+    assert not any(case.verdict for case in innocent)
+
+
+async def test_a_suspect_waits_for_those_that_came_before_it() -> None:
+    """Until these have come further than they were, or are gone."""
+    docket = Docket("m")
+    first, second = docket.open("a"), docket.open("b")
+    die(docket, second, first, at_s=1)
+    order = []
+
+    async def run(case: Case, name: str) -> None:
+        await docket.turn(case)
+        order.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, second, "b")
+        await anyio.wait_all_tasks_blocked()
+        assert order == []
+        await run(first, "a")
+        docket.clear(first)
+
+    assert order == ["a", "b"]
+
+
+async def test_nobody_is_blamed_for_what_came_from_outside() -> None:
+    """However often."""
+    docket = Docket("m")
+    case = docket.open("a")
+
+    for cause in (ExitCause.KILLED, ExitCause.FROZEN, ExitCause.STALLED):
+        for at_s in range(5):
+            die(docket, case, cause=cause, at_s=at_s)
+
+    assert case.deaths == []
+    await docket.turn(case)
+
+
+async def test_company_at_every_death_convicts_at_the_third() -> None:
+    """Else it would go on for ever where others always run beside it."""
+    docket = Docket("m")
+    case = docket.open("a")
+    for n in range(3):
+        assert case.verdict is None
+        neighbour = docket.open(f"n{n}")
+        die(docket, case, neighbour, at_s=n)
+        docket.close(neighbour)
+
+    assert case.verdict
+
+
+async def test_a_request_that_had_ended_is_no_suspect() -> None:
+    """Only what ran when it died counts."""
+    docket, upstream = Docket("m"), Upstream("/nowhere")
+    done, gone, runs = docket.open("a"), docket.open("b"), docket.open("c")
+    for case in (done, gone, runs):
+        docket.starts(case, upstream)
+    docket.ends(done, upstream)
+    docket.close(gone)
+
+    assert docket.running(upstream) == ["b", "c"]
+    docket.died(upstream, crash())
+
+    assert [bool(case.deaths) for case in (done, gone, runs)] == [False, False, True]
