@@ -104,6 +104,8 @@ OTHER: dict[str, object] = {
     "pin": True,
     "load_timeout_s": 1.0,
     "stop_timeout_s": 1.0,
+    "restart_wait_s": 1.0,
+    "resume": "off",
     "restart": msgspec.structs.replace(MODEL.restart, max_deaths=1),
     "source": "other.toml",
 }
