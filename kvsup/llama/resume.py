@@ -39,6 +39,7 @@ _OBSTACLES: Mapping[str, str] = {
     "n_probs": "probabilities are asked for",
     "echo": "the prompt is echoed",
     "verbose": "the prompt is told",
+    "response_fields": "its last event is asked for in part",
     "n_indent": "the indentation counts",
     "t_max_predict_ms": "the time counts",
 }
@@ -70,7 +71,7 @@ class Facts:
     is_whole: bool = False
     """Whether only the end of the stream is missing."""
     has_diverged: bool = False
-    """Whether a replay gave something else, or the answer was continued before."""
+    """Whether a replay gave something else, or would, since the answer was continued before."""
     n_fruitless: int = 0
     """How many attempts in a row died before they gave anything new."""
     n_delivered_tokens: int = 0
@@ -92,17 +93,35 @@ def facts(
     n_fruitless: int = 0,
     tokens_per_s: float | None = None,
 ) -> Facts:
-    """Return what is known of the answer to ``body`` of which ``transcript`` was delivered."""
+    """Return what is known of the answer to ``body`` of which ``transcript`` was delivered.
+
+    Args:
+        path: the route of llama-server.
+        body: the request as it was posted first.
+        transcript: what the client has had.
+        has_diverged: whether a replay of it raised ``Diverged``.
+        n_fruitless: as ``Facts``.
+        tokens_per_s: as ``Facts``.
+    """
     return Facts(
         has_delivered=transcript.has_delivered,
         is_readable=not transcript.is_opaque,
         can_continue=obstacle(path, body, transcript) is None,
         is_whole=_is_whole(body, transcript),
-        has_diverged=has_diverged,
+        has_diverged=has_diverged or transcript.has_continued,
         n_fruitless=n_fruitless,
         n_delivered_tokens=transcript.n_tokens,
         tokens_per_s=tokens_per_s,
     )
+
+
+def n_answers(body: Mapping[str, Any]) -> int:
+    """Return how many answers a stream of ``/completion`` holds: so many for each prompt."""
+    prompt = body.get("prompt")
+    is_several = isinstance(prompt, list) and not any(isinstance(part, int) for part in prompt)
+    n_prompts = len(prompt) if is_several and isinstance(prompt, list) else 1
+    n_each = next((body[name] for name in _ONE_ANSWER if isinstance(body.get(name), int)), 1)
+    return max(1, n_prompts) * max(1, n_each)
 
 
 def choose(mode: Mode, facts: Facts) -> Replay | Continue | None:

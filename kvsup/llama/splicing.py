@@ -73,7 +73,7 @@ class Splice:
             return self._takes_progress(progress)
         if self._is_native:
             reason = None if members.get("stop") is False else members.get("stop_type", "none")
-            is_new = self._takes_answer(members["index"], members, members, reason)
+            is_new = self._takes_answer(members.get("index", 0), members, members, reason)
         elif members["choices"]:
             members["choices"] = [each for each in members["choices"] if self._takes_choice(each)]
             is_new = bool(members["choices"])
@@ -201,6 +201,11 @@ class Continued(Splice):
         self._n_silent = answer.n_silent
         self._n_before = answer.n_tokens if is_whole else answer.n_spoken
         self._n_prompt: int | None = None
+
+    def _takes(self, members: Members) -> bool:
+        is_new = super()._takes(members)
+        self._delivered.has_continued |= is_new
+        return is_new
 
     def _takes_progress(self, progress: Members) -> bool:
         self._n_prompt = progress["total"]

@@ -223,6 +223,8 @@ class Transcript:
         self.predicted_ms = 0.0
         self.n_closings = 0
         """How many events without choices, which hold the counts, were delivered."""
+        self.has_continued = False
+        """Whether a part of it is a continuation, which a replay would not say."""
         self.is_complete = False
         self.has_events = False
         """Whether any event was delivered, comments aside."""

@@ -157,3 +157,39 @@ def _check_one_identity(stream: bytes) -> None:
     events = _payloads(stream)
     for member in set(IDENTITY) - {"created"}:
         assert len({event[member] for event in events if member in event}) <= 1
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": WEATHER}}
+THOUGHT_FORM = r'root ::= "<think>\n" [a-z ]{20,30} "\n</think>\n\n" [^\x00]*'
+ANSWERS: dict[str, dict[str, Any]] = {
+    "chat": {},
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"schema": WEATHER}}},
+    "tool": {"tools": [TOOL], "tool_choice": "required", "logit_bias": [['{"', 30]]},
+    "thinking": {"grammar": THOUGHT_FORM},
+}
+
+
+@pytest.mark.parametrize("pair", [("f16", "f16"), ("q8_0", "q4_0")], ids=":".join)
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_seam_replay_of_a_real_model_is_exact(
+    kind: str, pair: tuple[str, str], llama_server: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    """At temperature 0 a fresh process says the same again, of any cache, early cut or late."""
+    template = tmp_path / "template.jinja"
+    template.write_text(chat_template(thinking=True, tools=True))
+    flags = ("-ctk", pair[0], "-ctv", pair[1], "-fa", "on", "--chat-template-file", str(template))
+    arguments = ("-c", "1024", "-np", "1", *flags)
+    body = requested({**HELLO, **ANSWERS[kind], "max_tokens": 20, "cache_prompt": False})
+    with DyingServer(llama_server, smollm2, *arguments) as heir:
+        calm = b"".join(heir.stream(CHAT, body))
+        for after in (3, n_events(calm) - 6):
+            seam = Seam(CHAT)
+            with DyingServer(llama_server, smollm2, *arguments) as server:
+                stream = until_killed(server, seam, CHAT, body, after=after)
+            stream += resumed(heir, seam, CHAT, body, ["replay"])
+            assert _events(CHAT, stream) == _events(CHAT, calm)

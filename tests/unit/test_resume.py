@@ -15,6 +15,7 @@ from kvsup.llama.resume import (
     choose,
     continued_body,
     facts,
+    n_answers,
     obstacle,
 )
 from kvsup.llama.transcript import CHAT, TEXT, Transcript
@@ -265,3 +266,20 @@ def test_obstacle_of_what_was_delivered_is_named(
 def test_obstacle_of_members_that_ask_for_nothing_is_none(fields: dict[str, Any]) -> None:
     """Clients send defaults along."""
     assert obstacle(CHAT, {**HELLO, **fields}, _chat(*AB)) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "n"),
+    [
+        ({"prompt": "p"}, 1),
+        ({"prompt": [1, 2]}, 1),
+        ({"prompt": [1, "p"]}, 1),
+        ({"prompt": ["p", "q"]}, 2),
+        ({"prompt": [[1, 2], [3], "p"], "n_cmpl": 2}, 6),
+        ({"prompt": "p", "n": 3}, 3),
+        ({"input_prefix": "p"}, 1),
+    ],
+)
+def test_n_answers_are_those_of_each_prompt(body: dict[str, Any], n: int) -> None:
+    """A list of texts and tokens is one prompt, a list of texts or of lists is several."""
+    assert n_answers(body) == n

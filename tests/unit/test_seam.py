@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvsup.errors import Diverged, UpstreamError
-from kvsup.llama.resume import Continue, Replay
+from kvsup.llama.resume import Continue, Replay, facts
 from kvsup.llama.seam import Seam
 from kvsup.llama.sse import MAX_EVENT_BYTES
 from kvsup.llama.transcript import CHAT, TEXT
@@ -161,6 +161,7 @@ def test_seam_replay_that_says_something_else_is_told(replay: bytes, why: str) -
 
     assert _payloads(rest) == _payloads(_event(content="ef") + END)
     assert seam.transcript.answers[0].content.getvalue() == "abcdef"
+    assert facts(CHAT, {}, seam.transcript).has_diverged
 
 
 def test_seam_replay_under_a_second_death_goes_on_from_what_was_delivered() -> None:
