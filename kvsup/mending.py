@@ -45,6 +45,8 @@ class Instead:
     path: str
     body: bytes
     """JSON, to which the model's settings are still added."""
+    is_folded: bool = False
+    """Whether it is answered with a stream that the mend makes one JSON object of."""
 
 
 @dataclass(frozen=True, slots=True)

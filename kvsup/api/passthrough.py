@@ -42,14 +42,14 @@ _NO_ADDRESSES = "image URLs are not currently supported, please use base64 encod
 
 _GENERATING = frozenset(
     {
-        "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/completion",
-        "/completions", "/infill",
+        "/v1/chat/completions", "/v1/completions", "/v1/responses", "/completion", "/completions",
+        "/infill",
     }
 )  # fmt: skip
 
 _EMBEDDING = ("/v1/embeddings", "/embeddings", "/embedding")
 
-_SLOTLESS = ("/tokenize", "/detokenize", "/apply-template", "/count_tokens", "/input_tokens")
+_SLOTLESS = ("/tokenize", "/detokenize", "/apply-template", "/input_tokens")
 """Ends of paths whose requests take no slot."""
 
 CANONICAL = {
@@ -152,9 +152,7 @@ class PassthroughHandlers:
             if is_form:
                 steered = _steer_form(body, content_type)
             else:
-                body = _with_settings(
-                    exchange, path, body, instance.plan, wishes=wishes, prepared=prepared
-                )
+                body = _with_settings(path, body, instance.plan, wishes=wishes, prepared=prepared)
                 steered = steer(path, body)
             await relay(
                 exchange,
@@ -166,6 +164,7 @@ class PassthroughHandlers:
                     response,
                     None if steered is None else steered.make_answer(),
                     prepared.make_mend(instance.plan.slot_tokens) if prepared.make_mend else None,
+                    is_folded=prepared.instead is not None and prepared.instead.is_folded,
                 ),
             )
 
@@ -195,11 +194,16 @@ class _Passed:
     """An answer whose bytes go on as they came, or as the steering and the mend change them."""
 
     def __init__(
-        self, response: Response, steered: PassAnswer | None, mend: Mend | None = None
+        self,
+        response: Response,
+        steered: PassAnswer | None,
+        mend: Mend | None = None,
+        *,
+        is_folded: bool = False,
     ) -> None:
         fields = dict(response.headers)
-        of_steered = steered.content_type if steered else None
-        self.content_type = of_steered or fields.get(b"content-type", JSON)
+        mended_type = JSON if is_folded else steered.content_type if steered else None
+        self.content_type = mended_type or fields.get(b"content-type", JSON)
         self.headers = SSE_HEADERS if self.content_type.startswith(SSE) else ()
         self._steered = steered
         self._mend = mend
@@ -237,18 +241,13 @@ def _steer_form(body: bytes, content_type: str) -> Steered | None:
 
 
 def _with_settings(
-    exchange: Exchange, path: str, body: bytes, plan: Plan, *, wishes: Wishes, prepared: Prepared
+    path: str, body: bytes, plan: Plan, *, wishes: Wishes, prepared: Prepared
 ) -> bytes:
-    """Return the body with the model's settings and what is forced; note what cannot be had."""
+    """Return the body with the model's settings and what is forced."""
     options = {**plan.model.options, **wishes.options}
     fields = given_fields(options, num_ctx=plan.model.num_ctx)
-    members, dropped = sampling_members(path, fields)
-    body = with_defaults(body, members, last=prepared.forced)
-    if plan.model.system is not None:
-        body = with_system(path, body, plan.model.system)
-    for name in dropped:
-        exchange.note(f"{name} cannot be set on {path}")
-    return body
+    body = with_defaults(body, sampling_members(path, fields), last=prepared.forced)
+    return body if plan.model.system is None else with_system(path, body, plan.model.system)
 
 
 def _raw_path(exchange: Exchange) -> str:

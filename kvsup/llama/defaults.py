@@ -16,7 +16,6 @@ Members = Mapping[str, object]
 
 _CHAT = "/v1/chat/completions"
 _RESPONSES = "/v1/responses"
-_MESSAGES = "/v1/messages"
 _LIMITS = {
     _CHAT: "max_tokens",
     "/v1/completions": "max_tokens",
@@ -25,14 +24,6 @@ _LIMITS = {
 """What the limit of tokens is called: ``n_predict`` would win over the client's own."""
 
 _NATIVE = frozenset({"/completion", "/completions", "/infill"})
-
-_OF_MESSAGES = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "stop": "stop_sequences",
-}
-"""All that llama-server takes over from ``/v1/messages`` (server-chat.cpp, b11434)."""
 
 _SYSTEM_ROLES = {"system", "developer"}
 
@@ -49,22 +40,14 @@ class _Chat(msgspec.Struct):
     messages: list[msgspec.Raw] = []
 
 
-def sampling_members(path: str, fields: Members) -> tuple[dict[str, object], tuple[str, ...]]:
-    """Return llama-server's sampling ``fields`` as members for ``path``, and those it cannot take.
-
-    Paths that do not generate take none, and miss none.
-    """
-    if path == _MESSAGES:
-        taken = {
-            _OF_MESSAGES[name]: value for name, value in fields.items() if name in _OF_MESSAGES
-        }
-        return taken, tuple(name for name in fields if name not in _OF_MESSAGES)
+def sampling_members(path: str, fields: Members) -> dict[str, object]:
+    """Return the sampling ``fields`` as members for ``path``: none where nothing is generated."""
     if path in _NATIVE:
-        return dict(fields), ()
+        return dict(fields)
     if path not in _LIMITS:
-        return {}, ()
+        return {}
     limit = _LIMITS[path]
-    return {limit if name == "n_predict" else name: value for name, value in fields.items()}, ()
+    return {limit if name == "n_predict" else name: value for name, value in fields.items()}
 
 
 def with_members(body: bytes, *, first: Members, last: Members) -> bytes:
@@ -100,8 +83,6 @@ def with_system(path: str, body: bytes, system: str) -> bytes:
     path = path.removesuffix("/input_tokens")
     if path == _RESPONSES:
         return with_defaults(body, {"instructions": system}, last={})
-    if path.startswith(_MESSAGES):
-        return with_defaults(body, {"system": system}, last={})
     if path != _CHAT:
         return body
     messages = _decoded(body, _Chat).messages

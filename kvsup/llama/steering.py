@@ -6,9 +6,7 @@ while the prompt is read, or while the answer is not streamed, holds a slot for 
 slot streams. With ``stream`` and ``return_progress`` each batch of the prompt and each token is a
 result. The answer is then mended to what the client asked for.
 
-``/v1/messages`` stays as it is: it takes no ``return_progress`` (server-chat.cpp), and its stream
-has no ``message_start``, so no count of the prompt, where the first token is a piece of a
-character (b11434).
+What goes in place of ``/v1/messages``, which takes no ``return_progress``, is streamed already.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,9 @@ import pytest
 
 from tests.running import RunningKvsup, eventually
 
-PATHS = ("/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions")
+PATHS = (
+    "/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages",
+)  # fmt: skip
 N_PROMPT_TOKENS = 3000
 FREED_S = 20.0
 """Longest wait for a slot to be free; the answers that are left would go on for a minute."""
@@ -90,7 +92,7 @@ def _body(path: str, *, model: str, stream: bool, n_words: int = 8) -> dict[str,
     )
     asked: dict[str, Any] = (
         {"messages": [{"role": "user", "content": prompt}]}
-        if "chat" in path
+        if path.endswith(("/chat", "/chat/completions", "/messages"))
         else {"prompt": prompt}
     )
     return {"model": model, "stream": stream, **asked, **limit}

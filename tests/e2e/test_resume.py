@@ -71,6 +71,21 @@ def sse(member: Callable[[Any], str | None]) -> Texts:
     return texts
 
 
+def anthropic(lines: Iterator[str]) -> Iterator[str]:
+    """Read the texts of Anthropic's events."""
+    kinds = []
+    for line in lines:
+        if line.startswith("data: "):
+            event = msgspec.json.decode(line[6:])
+            kinds.append(event["type"])
+            yield event.get("delta", {}).get("text", "")
+    assert (kinds[0], kinds[-1], kinds.count("message_start")) == (
+        "message_start",
+        "message_stop",
+        1,
+    )
+
+
 MESSAGES = [{"role": "user", "content": QUESTION}]
 OLLAMA = {"model": "m", "options": {"temperature": 0, "num_predict": N_TOKENS}}
 OPENAI = {"model": "m", "stream": True, "temperature": 0, "max_tokens": N_TOKENS}
@@ -96,6 +111,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Texts]] = {
         {**OPENAI, "messages": MESSAGES},
         sse(lambda c: c["delta"].get("content")),
     ),
+    "messages": ("/v1/messages", {**OPENAI, "messages": MESSAGES}, anthropic),
     "completions": (
         "/v1/completions",
         {**OPENAI, "prompt": "Once upon a time"},

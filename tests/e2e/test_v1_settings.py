@@ -153,12 +153,16 @@ def test_stop_of_the_model_ends_answers_of_every_api(kvsup: RunningKvsup) -> Non
     assert _text(own).strip() == "Tiny models"
 
 
-def test_option_that_an_api_cannot_take_is_told_in_a_header(kvsup: RunningKvsup) -> None:
-    """Nothing is dropped in silence."""
-    answer = _ask(kvsup, "/v1/messages")
+@pytest.mark.parametrize("path", BODIES)
+def test_every_option_reaches_the_sampler_of_every_api(kvsup: RunningKvsup, path: str) -> None:
+    """Also those for which an API has no field; the slot shows what it was asked last."""
+    options = {"seed": 7, "min_p": 0.25, "repeat_last_n": 5}
 
-    assert answer.headers["x-kvsup-note"] == "n_predict cannot be set on /v1/messages"
-    assert "x-kvsup-note" not in _ask(kvsup, "/v1/chat/completions").headers
+    answer = _ask(kvsup, path, options=options)
+
+    (slot,) = kvsup.client.get("/upstream/set/slots").json()
+    assert {name: slot["params"][name] for name in options} == options
+    assert "x-kvsup-note" not in answer.headers
 
 
 @pytest.mark.parametrize(

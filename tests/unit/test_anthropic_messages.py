@@ -1,6 +1,7 @@
-"""The answer of ``/v1/messages`` as Anthropic gives it.
+"""The answer of ``/v1/messages``, written from the stream of a chat.
 
-The goldens are what real llama-servers sent and what they answered without ``stream``.
+The goldens are what real llama-servers sent for the chats that these requests become, and what
+their own ``/v1/messages`` answered to the requests.
 """
 
 import json
@@ -13,36 +14,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsup.anthropic.requests import prepare
+from kvsup.errors import EngineError, UpstreamError
+from kvsup.mending import Mend
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "anthropic"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.sse"))
 
 HELLO = {"role": "user", "content": "Say hello."}
 CRABS = "\N{CRAB}" * 16
+TOOLS = [
+    {"name": "get_weather", "input_schema": {"properties": {"city": {"type": "string"}}}},
+    {"name": "get_time", "input_schema": {"properties": {"zone": {"type": "string"}}}},
+]
+PREFILL = [{"type": "text", "text": "Hello to"}]
 REQUESTS: dict[str, dict[str, Any]] = {
-    "no_start": {"messages": [HELLO, {"role": "assistant", "content": CRABS}]},
-    "prefill": {
-        "messages": [
-            HELLO,
-            {"role": "assistant", "content": [{"type": "text", "text": "Hello to"}]},
-        ]
-    },
+    "text": {"max_tokens": 8},
     "stop": {"stop_sequences": ["x", "o"]},
+    "prefill": {"messages": [HELLO, {"role": "assistant", "content": PREFILL}]},
+    "crabs": {"max_tokens": 8, "messages": [HELLO, {"role": "assistant", "content": CRABS}]},
+    "thinking": {},
+    "calls": {"tools": TOOLS},
+    "all": {"tools": TOOLS},
 }
-"""What was asked for the goldens that need it."""
+"""What was asked for the goldens, at temperature 0."""
 
 
-def _mended(name: str, data: bytes, **request: Any) -> bytes:
+def _mend(name: str = "", **request: Any) -> Mend:
     body = {"model": "m", "max_tokens": 60, "messages": [HELLO]}
     body |= {**REQUESTS.get(name.partition(".")[0], {}), **request}
     make_mend = prepare("/v1/messages", json.dumps(body).encode()).make_mend
     assert make_mend is not None
-    mend = make_mend(4096)
+    return make_mend(4096)
+
+
+def _mended(data: bytes, name: str = "", **request: Any) -> bytes:
+    mend = _mend(name, **request)
     return mend.feed(data) + mend.finish()
-
-
-def _stream(name: str, **request: Any) -> list[dict[str, Any]]:
-    return _events(_mended(name, _golden(name), stream=True, **request))
 
 
 def _golden(name: str) -> bytes:
@@ -58,10 +65,13 @@ def _events(stream: bytes) -> list[dict[str, Any]]:
     return events
 
 
+def _stream(name: str, **request: Any) -> list[dict[str, Any]]:
+    return _events(_mended(_golden(name), name, stream=True, **request))
+
+
 def _whole(name: str, **request: Any) -> dict[str, Any]:
-    data = (GOLDEN / f"{name}.json").read_bytes()
-    answer: dict[str, Any] = json.loads(_mended(name, data, **request))
-    return answer
+    message: dict[str, Any] = json.loads(_mended(_golden(name), name, **request))
+    return message
 
 
 def _accumulated(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,34 +102,43 @@ def _accumulated(events: list[dict[str, Any]]) -> dict[str, Any]:
         text = block.pop("json")
         if block["type"] == "tool_use":
             assert block["input"] == {}
-            block["input"] = json.loads(text)
+            block["input"] = json.loads(text or "{}")
     return message
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stream_builds_the_whole_answer(name: str) -> None:
     """Blocks come one after the other; what they hold is what the answer without stream holds."""
-    streamed, whole = _accumulated(_stream(name)), _whole(name)
-
-    for message in (streamed, whole):
-        for block in message["content"]:
-            block.pop("id", None)
-    for key in ("type", "role", "model", "content", "stop_reason", "stop_sequence"):
-        assert streamed[key] == whole[key]
-    assert streamed["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
+    assert _accumulated(_stream(name)) == _whole(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_id_of_a_message_is_in_anthropics_form(name: str) -> None:
-    """llama-server's own says that it is a chat's; what makes it unique stays."""
-    golden = json.loads((GOLDEN / f"{name}.json").read_bytes())
+def test_answer_is_that_of_llama_server(name: str) -> None:
+    """But for what its own repeats of the request, and names of stop sequences."""
+    own, ours = json.loads((GOLDEN / f"{name}.json").read_bytes()), _whole(name)
 
-    streamed, whole = _stream(name)[0]["message"]["id"], _whole(name)["id"]
+    for block in own["content"] + ours["content"]:
+        block.pop("id", None)
+    if name.startswith(("prefill", "crabs")):
+        repeated = CRABS if name.startswith("crabs") else PREFILL[0]["text"]
+        own["content"][0]["text"] = own["content"][0]["text"].removeprefix(repeated)
+    if name.startswith("stop"):
+        assert own["stop_reason"] == "end_turn"
+        own["stop_reason"] = "stop_sequence"
+    for key in ("type", "role", "content", "stop_reason", "stop_sequence"):
+        assert ours[key] == own[key]
+    for usage in (own["usage"], ours["usage"]):
+        usage["all"] = usage.pop("input_tokens") + usage.pop("cache_read_input_tokens")
+    assert ours["usage"] == {**own["usage"], "cache_creation_input_tokens": 0}
 
-    assert golden["id"].startswith("chatcmpl-")
-    assert whole == golden["id"].replace("chatcmpl-", "msg_")
-    assert streamed.startswith("msg_")
-    assert "chatcmpl" not in streamed
+
+@pytest.mark.parametrize("name", NAMES)
+def test_head_of_a_message_is_in_anthropics_form(name: str) -> None:
+    """The model is named as it was asked for; llama-server's id says that it is a chat's."""
+    engine_id = _golden(name).partition(b'"id":"chatcmpl-')[2].partition(b'"')[0].decode()
+
+    for message in (_stream(name, model="M:1")[0]["message"], _whole(name, model="M:1")):
+        assert (message["id"], message["model"]) == (f"msg_{engine_id}", "M:1")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,176 +154,239 @@ def test_usage_has_every_count_from_start_to_end(name: str) -> None:
     events = _stream(name)
     start, end = events[0]["message"]["usage"], events[-2]["usage"]
 
-    assert set(start) == set(end) == set(_whole(name)["usage"]) == counts
+    assert set(start) == set(end) == counts
     assert {**end, "output_tokens": 0} == start
+    assert end == _whole(name)["usage"]
 
 
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_text_passes_as_it_came(build: str) -> None:
-    """All of the stream but its start and its counts is llama-server's own bytes."""
-    golden = _golden(f"text.{build}")
-    body = golden[golden.index(b"event: content_block_start") : golden.index(b"event: message_d")]
+@pytest.mark.parametrize("name", NAMES)
+@given(cuts=st.lists(st.integers(0, 9000), max_size=20))
+def test_any_cut_of_the_stream_gives_the_same_events(name: str, cuts: list[int]) -> None:
+    """Where the network cuts the stream changes nothing."""
+    stream = _golden(name)
+    bounds = [0, *sorted(min(at, len(stream)) for at in cuts), len(stream)]
+    for is_stream in (True, False):
+        cut = _mend(name, stream=is_stream)
+        pieces = [cut.feed(stream[a:b]) for a, b in pairwise(bounds)]
 
-    assert body in _mended("text", golden, stream=True)
-
-
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_start_that_llama_server_leaves_out_is_made(build: str) -> None:
-    """The Python SDK raises at any event before ``message_start``."""
-    first, second = _stream(f"no_start.{build}")[:2]
-
-    assert first["type"] == "message_start"
-    assert first["message"]["id"].startswith("msg_")
-    assert first["message"]["model"] == "m"
-    assert first["message"]["usage"]["input_tokens"] > 0
-    assert first["message"]["usage"]["cache_read_input_tokens"] == 0
-    assert second["type"] == "content_block_start"
+        whole = _mended(stream, name, stream=is_stream)
+        assert b"".join([*pieces, cut.finish()]) == whole
 
 
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_call_of_a_tool_starts_with_an_empty_input(build: str) -> None:
-    """Types of the SDKs require it, and so does the AI SDK's schema."""
-    start = next(e for e in _stream(f"tools.{build}") if e["type"] == "content_block_start")
-
-    assert start["content_block"]["input"] == {}
-
-
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_thinking_is_signed_and_closed_before_the_text(build: str) -> None:
-    """llama-server closes all blocks at the end; Claude Code shows a block when it is closed."""
-    stream = _stream(f"thinking.{build}")
-
-    events = [(event["type"], event.get("index")) for event in stream]
-    text_at = events.index(("content_block_start", 1))
-    assert stream[text_at - 2]["delta"] == {"type": "signature_delta", "signature": ""}
-    assert events[text_at - 1] == ("content_block_stop", 0)
-    assert events.count(("content_block_stop", 0)) == 1
-    assert _accumulated(stream)["content"][0]["signature"] == ""
-
-
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_thinking_without_text_is_signed_once(build: str) -> None:
-    """There llama-server's own signature is in time."""
-    golden = _golden(f"thinking.{build}").split(b"\n\n")
-    stream = b"\n\n".join(event for event in golden if b'"index":1' not in event)
-
-    events = _events(_mended("thinking", stream, stream=True))
-
-    kinds = [event.get("delta", {}).get("type") for event in events]
-    assert kinds.count("signature_delta") == 1
-    assert [e["type"] for e in events].count("content_block_stop") == 1
-
-
-def test_block_that_is_opened_twice_is_opened_once() -> None:
-    """llama-server opens it again for what its parser held back until the end."""
-    golden = _golden("text.b11434").split(b"\n\n")
-    held_back = golden[1:3]
-
-    events = _events(
-        _mended("text", b"\n\n".join(golden[:-4] + held_back + golden[-4:]), stream=True)
-    )
-
-    kinds = [event["type"] for event in events]
-    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 1
-    assert _accumulated(events)["content"][0]["text"].endswith(".I")
-
-
-def test_block_that_is_never_closed_is_closed_at_the_end() -> None:
-    """A text that its parser takes back is no block for llama-server in the end."""
-    golden = _golden("text.b11434").split(b"\n\n")
-    stream = b"\n\n".join(event for event in golden if b"block_stop" not in event)
-
-    assert _accumulated(_events(_mended("text", stream, stream=True)))["content"]
-
-
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_stop_sequence_of_the_client_is_the_reason(build: str) -> None:
-    """llama-server says ``end_turn`` and names the sequence."""
-    name = f"stop.{build}"
-
-    for message in (_accumulated(_stream(name)), _whole(name)):
-        assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "o")
-
-
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_stop_word_of_the_template_is_not_told(build: str) -> None:
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("stop")])
+def test_stop_word_of_the_template_is_not_told(name: str) -> None:
     """The client asked for none, so the turn just ended."""
-    name = f"stop.{build}"
-
     for message in (
-        _accumulated(_stream(name, stop_sequences=[])),
-        _whole(name, stop_sequences=None),
+        _accumulated(_stream(name, stop_sequences=None)),
+        _whole(name, stop_sequences=["x"]),
     ):
         assert (message["stop_reason"], message["stop_sequence"]) == ("end_turn", None)
 
 
-def test_call_of_a_tool_that_a_stop_sequence_ends_is_still_a_call() -> None:
-    """Otherwise agents would not run it."""
-    golden = json.loads((GOLDEN / "tools.b11434.json").read_bytes())
-    data = json.dumps({**golden, "stop_sequence": "o"}).encode()
-
-    message = json.loads(_mended("stop", data))
-
-    assert (message["stop_reason"], message["stop_sequence"]) == ("tool_use", "o")
+def _chunk(delta: dict[str, Any], reason: str | None = None, **members: Any) -> bytes:
+    choice = {"finish_reason": reason, "index": 0, "delta": delta}
+    return _event({"choices": [choice], "id": "chatcmpl-1", "model": "m", **members})
 
 
-@pytest.mark.parametrize("build", ["b10434", "b11434"])
-def test_prefill_is_not_repeated(build: str) -> None:
-    """Clients put it before the answer themselves; llama-server repeats it."""
-    name = f"prefill.{build}"
-
-    for message in (_accumulated(_stream(name)), _whole(name)):
-        assert message["content"] == [{"type": "text", "text": " you."}]
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % json.dumps(data).encode()
 
 
-def test_prefill_is_taken_out_of_the_first_text_only() -> None:
-    """What the model itself says again stays."""
-    golden = _golden("text.b11434")
-    prefill = {"role": "assistant", "content": "I"}
-    again = golden.replace(b'"text":" so"', b'"text":"I"')
+def _called(index: int, **call: Any) -> bytes:
+    return _chunk({"tool_calls": [{"index": index, **call}]})
 
-    events = _events(_mended("text", again, stream=True, messages=[HELLO, prefill]))
 
-    text = _accumulated(events)["content"][0]["text"]
-    assert text == "'mI glad you're here."
+def _last(reason: str, **members: Any) -> bytes:
+    usage = {
+        "prompt_tokens": 12,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 5},
+    }
+    counts = _event({"choices": [], "id": "chatcmpl-1", "usage": usage})
+    return _chunk({}, reason, **members) + counts + b"data: [DONE]\n\n"
+
+
+ROLE = {"role": "assistant", "content": None}
+PROGRESS = _chunk(ROLE, prompt_progress={"total": 12, "cache": 5, "processed": 5, "time_ms": 0})
+TEXT = _chunk({"content": "{}"})
+ERROR = _event({"error": {"code": 503, "message": "no", "type": "server_error"}})
+
+
+def test_progress_alone_is_nothing_for_the_client() -> None:
+    """Before its first byte an answer can be asked for once more."""
+    assert _mend(stream=True).feed(PROGRESS + PROGRESS) == b""
+
+
+def test_start_and_end_frame_the_blocks() -> None:
+    """The prompt is counted as soon as there is a token, the answer at its end."""
+    stream = _mended(PROGRESS + _chunk(ROLE) + TEXT + TEXT + _last("stop"), stream=True)
+
+    start, *blocks, end, stop = _events(stream)
+    counts = {
+        "input_tokens": 7,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 5,
+    }
+    assert start["message"] == {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {**counts, "output_tokens": 0},
+    }
+    delta = {"index": 0, "delta": {"type": "text_delta", "text": "{}"}}
+    assert blocks == [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", **delta},
+        {"type": "content_block_delta", **delta},
+        {"type": "content_block_stop", "index": 0},
+    ]
+    assert end["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert end["usage"] == {**counts, "output_tokens": 3}
+    assert stop == {"type": "message_stop"}
+
+
+def test_thought_is_a_block_of_its_own_before_the_text() -> None:
+    """It is signed and closed before the text begins; Claude Code shows a block once it is."""
+    thought = _chunk({"reasoning_content": "hm"})
+
+    events = _events(_mended(PROGRESS + thought + TEXT + _last("stop"), stream=True))
+
+    told = [
+        (event["type"].removeprefix("content_block_"), event["index"]) for event in events[1:-2]
+    ]
+    assert told == [
+        ("start", 0), ("delta", 0), ("delta", 0), ("stop", 0),
+        ("start", 1), ("delta", 1), ("stop", 1),
+    ]  # fmt: skip
+    assert events[1]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    assert events[2]["delta"] == {"type": "thinking_delta", "thinking": "hm"}
+    assert events[3]["delta"] == {"type": "signature_delta", "signature": ""}
+
+
+def test_text_after_a_call_is_a_block_of_its_own() -> None:
+    """A block that is closed cannot be gone on with."""
+    call = _called(0, id="c1", function={"name": "f", "arguments": "{}"})
+    data = PROGRESS + TEXT + call + TEXT + TEXT + _last("tool_calls")
+
+    message = _accumulated(_events(_mended(data, stream=True)))
+
+    assert [block["type"] for block in message["content"]] == ["text", "tool_use", "text"]
+    assert message["content"][2]["text"] == "{}{}"
+    assert message == json.loads(_mended(data))
+
+
+def test_calls_of_tools_are_blocks_one_after_the_other() -> None:
+    """Each begins once its name is whole, with no input; its arguments come in pieces of JSON."""
+    data = b"".join(
+        [
+            PROGRESS,
+            _called(0, id="c1", type="function", function={"name": "get"}),
+            _called(0, id="c1", type="function", function={"name": "get_all"}),
+            _called(0, function={"arguments": '{"a":'}),
+            _called(0, function={"arguments": ' "\N{CRAB}"}'}),
+            _called(1, id="c2", type="function", function={"name": "g"}),
+            _last("tool_calls"),
+        ]
+    )
+
+    events = _events(_mended(data, stream=True))
+
+    starts = [event for event in events if event["type"] == "content_block_start"]
+    assert [(start["index"], start["content_block"]) for start in starts] == [
+        (0, {"type": "tool_use", "id": "c1", "name": "get_all", "input": {}}),
+        (1, {"type": "tool_use", "id": "c2", "name": "g", "input": {}}),
+    ]
+    pieces = [event["delta"]["partial_json"] for event in events if "partial_json" in str(event)]
+    assert pieces == ['{"a":', ' "\N{CRAB}"}']
+    message = _accumulated(events)
+    assert (message["stop_reason"], message["content"][0]["input"]) == ("tool_use", {"a": CRABS[0]})
+    assert message == json.loads(_mended(data))
+
+
+def test_arguments_that_the_limit_cut_are_none() -> None:
+    """As llama-server's own; a stream has them as far as they came."""
+    call = _called(0, id="c1", function={"name": "f", "arguments": '{"a":'})
+    message = json.loads(_mended(PROGRESS + call + _last("length")))
+
+    assert message["stop_reason"] == "max_tokens"
+    assert message["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {}}]
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("reason", "word", "ending"),
     [
-        b'event: error\ndata: {"code":500,"message":"Context","type":"server_error"}\n\n',
-        b'data: {"error":{"code":500,"message":"Context","type":"server_error"}}\n\n',
+        ("length", "", ("max_tokens", None)),
+        ("stop", "", ("end_turn", None)),
+        ("stop", "x", ("stop_sequence", "x")),
+        ("stop", "<end>", ("end_turn", None)),
+        ("tool_calls", "x", ("tool_use", "x")),
+        ("tool_calls", "<end>", ("tool_use", None)),
     ],
 )
-def test_error_in_the_stream_has_anthropics_shape(error: bytes) -> None:
-    """The SDKs read ``error.type`` and ``error.message``."""
-    golden = _golden("text.b11434")
-    start = golden[: golden.index(b"event: content_block_delta")]
+def test_reason_of_the_end_is_the_same_streamed_and_whole(
+    reason: str, word: str, ending: tuple[str, str | None]
+) -> None:
+    """A stop word of the model's is none of the client's; a call stays one, so that it is run."""
+    data = PROGRESS + TEXT + _last(reason, __verbose={"stopping_word": word})
 
-    last = _events(_mended("text", start + error, stream=True))[-1]
+    streamed = _events(_mended(data, stream=True, stop_sequences=["x"]))[-2]["delta"]
+    whole = json.loads(_mended(data, stop_sequences=["x"]))
 
-    assert last == {"type": "error", "error": {"type": "api_error", "message": "Context"}}
-
-
-def test_comments_and_unknown_events_pass() -> None:
-    """A ping keeps the connection."""
-    data = b':\n\nevent: ping\ndata: {"type":"ping"}\n\n'
-    start = _golden("text.b11434").split(b"\n\n")[0] + b"\n\n"
-
-    assert _mended("text", start + data, stream=True).endswith(data)
+    assert (streamed["stop_reason"], streamed["stop_sequence"]) == ending
+    assert (whole["stop_reason"], whole["stop_sequence"]) == ending
 
 
-@pytest.mark.parametrize("name", ["thinking.b11434", "no_start.b11434"])
-@given(cuts=st.lists(st.integers(0, 3000), max_size=20))
-def test_any_cut_of_the_stream_gives_the_same_events(name: str, cuts: list[int]) -> None:
-    """Where the network cuts the stream changes nothing, and an unfinished end is kept."""
-    stream = _golden(name) + b"event: unfinished"
-    body = {"max_tokens": 1, "stream": True, "messages": [HELLO]}
-    make_mend = prepare("/v1/messages", json.dumps(body).encode()).make_mend
-    assert make_mend is not None
-    whole, cut = make_mend(4096), make_mend(4096)
-    bounds = [0, *sorted(min(at, len(stream)) for at in cuts), len(stream)]
+def test_answer_that_says_nothing_is_a_message_without_blocks() -> None:
+    """Anthropic has no empty texts."""
+    data = PROGRESS + _chunk({"content": ""}) + _last("stop")
 
-    pieces = [cut.feed(stream[a:b]) for a, b in pairwise(bounds)]
+    assert json.loads(_mended(data))["content"] == []
+    assert _accumulated(_events(_mended(data, stream=True)))["content"] == []
 
-    assert b"".join([*pieces, cut.finish()]) == whole.feed(stream) + whole.finish()
+
+def test_comment_passes_in_a_stream_alone() -> None:
+    """Pings keep a connection open."""
+    data = PROGRESS + b":\n\n" + TEXT + _last("stop")
+
+    assert _mended(data, stream=True).startswith(b":\n\nevent: message_start\n")
+    assert b":\n\n" not in _mended(data)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_error_in_the_stream_is_raised_after_what_came_before_it(*, is_stream: bool) -> None:
+    """By its status where the client has had nothing yet, else as the stream's last event."""
+    mend = _mend(stream=is_stream)
+
+    if is_stream:
+        assert mend.feed(PROGRESS + TEXT + ERROR).endswith(b'"text":"{}"}}\n\n')
+    with pytest.raises(EngineError, match="no") as caught:
+        mend.feed(ERROR)
+
+    assert (caught.value.status, json.loads(caught.value.body or b"")) == (
+        503,
+        json.loads(ERROR[6:]),
+    )
+    with pytest.raises(EngineError):
+        mend.finish()
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize("data", [b"", PROGRESS, PROGRESS + TEXT, PROGRESS + TEXT + b"data: {"])
+def test_stream_that_breaks_off_is_no_answer(data: bytes, *, is_stream: bool) -> None:
+    """It never ends as if it were whole."""
+    mend = _mend(stream=is_stream)
+    mend.feed(data)
+
+    with pytest.raises(UpstreamError, match="broke off"):
+        mend.finish()
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_event_that_is_none_is_an_error(*, is_stream: bool) -> None:
+    """No other exception leaves."""
+    with pytest.raises(UpstreamError, match="unreadable"):
+        _mend(stream=is_stream).feed(b'data: {"choices":1}\n\n')

@@ -14,7 +14,7 @@ import tomli
 from starlette.applications import Starlette
 from starlette.routing import Match, Route
 
-from kvsup.anthropic import requests as anthropic_requests
+from kvsup.anthropic.chat import Request as MessagesRequest
 from kvsup.api.app import Store, _routes
 from kvsup.api.openapi import document
 from kvsup.config import HostConfig
@@ -74,7 +74,7 @@ OTHER_REQUESTS: tuple[Typed, ...] = (
     ("completions", "", openai_requests._Completion),
     ("embeddings", "", openai_requests._Embedding),
     ("responses", "", openai_requests._Response),
-    ("messages", "", anthropic_requests._Request),
+    ("messages", "", MessagesRequest),
 )
 ON_THE_WIRE = {"keep_alive_s": "keep_alive", "debug_render_only": "_debug_render_only"}
 """Fields that the wire names otherwise than the types do."""

@@ -7,7 +7,7 @@ import pytest
 from kvsup.errors import RequestError
 from kvsup.llama.defaults import sampling_members, with_members, with_system
 
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+CHAT = "/v1/chat/completions"
 FIELDS = {"n_predict": 5, "temperature": 0.5, "stop": ["x"]}
 
 
@@ -24,24 +24,13 @@ FIELDS = {"n_predict": 5, "temperature": 0.5, "stop": ["x"]}
 )
 def test_limit_of_tokens_has_the_name_of_its_path(path: str, limit: str) -> None:
     """The client's own, of that name, must win over it."""
-    members, dropped = sampling_members(path, FIELDS)
-
-    assert members == {limit: 5, "temperature": 0.5, "stop": ["x"]}
-    assert dropped == ()
+    assert sampling_members(path, FIELDS) == {limit: 5, "temperature": 0.5, "stop": ["x"]}
 
 
-def test_messages_take_few_fields_and_name_the_rest() -> None:
-    """llama-server takes over no others there."""
-    members, dropped = sampling_members(MESSAGES, {**FIELDS, "top_k": 1, "top_p": 1, "seed": 2})
-
-    assert members == {"temperature": 0.5, "stop_sequences": ["x"], "top_k": 1, "top_p": 1}
-    assert dropped == ("n_predict", "seed")
-
-
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/tokenize", "/v1/messages/x"])
-def test_path_that_does_not_generate_takes_no_field_and_misses_none(path: str) -> None:
-    """There is nothing to tell the client."""
-    assert sampling_members(path, FIELDS) == ({}, ())
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/tokenize", f"{CHAT}/x"])
+def test_path_that_does_not_generate_takes_no_field(path: str) -> None:
+    """There is nothing to sample."""
+    assert sampling_members(path, FIELDS) == {}
 
 
 @pytest.mark.parametrize("body", [b'{"a":1}', b' \n{ "a" : 1 }\r\n\t'])
@@ -84,21 +73,14 @@ def test_own_bytes_of_a_body_are_kept() -> None:
     assert own in with_members(b"{" + own + b"}", first={"a": 1}, last={"b": 1})
 
 
-@pytest.mark.parametrize(
-    ("path", "member"),
-    [
-        ("/v1/responses", "instructions"),
-        (MESSAGES, "system"),
-        ("/v1/messages/count_tokens", "system"),
-    ],
-)
-def test_system_text_is_a_default_where_it_is_a_member(path: str, member: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/input_tokens"])
+def test_system_text_is_a_default_where_it_is_a_member(path: str) -> None:
     """A request's own wins."""
     without = with_system(path, b'{"x":1}', "S")
-    own = with_system(path, json.dumps({member: "mine"}).encode(), "S")
+    own = with_system(path, b'{"instructions":"mine"}', "S")
 
-    assert json.loads(without) == {member: "S", "x": 1}
-    assert json.loads(own) == {member: "mine"}
+    assert json.loads(without) == {"instructions": "S", "x": 1}
+    assert json.loads(own) == {"instructions": "mine"}
 
 
 def test_system_text_of_a_chat_stands_before_its_messages() -> None:

@@ -328,8 +328,8 @@ def _sent(path: str, body: bytes) -> bytes:
     if prepared.instead is not None:
         path, body = prepared.instead.path, prepared.instead.body
     fields = given_fields({**OF_FILE, **wishes.options}, num_ctx=N_CTX_TOKENS)
-    members, dropped = sampling_members(path, fields)
-    assert not members or len(members) + len(dropped) == len(fields)
+    members = sampling_members(path, fields)
+    assert not members or len(members) == len(fields)
     body = with_defaults(body, members, last=prepared.forced)
     body = with_system(path, body, SYSTEM)
     steered = steer(path, body)
