@@ -204,6 +204,27 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Annotated[int, _kind("size", "Largest request body.")] = field(
         default=100 << 20, name="max_body"
     )
+    max_bodies_memory_bytes: Annotated[
+        int | None,
+        _kind("size", "Memory for all request bodies at once; absent: four times max_body."),
+    ] = field(default=None, name="max_bodies_memory")
+    client_timeout_s: Annotated[
+        float,
+        _kind("duration", "Time for the head of a request, and for each next part of its body."),
+    ] = field(default=60.0, name="client_timeout")
+    idle_timeout_s: Annotated[
+        float, _kind("duration", "Time that a connection without a request stays open.")
+    ] = field(default=120.0, name="idle_timeout")
+    slow_reader_timeout_s: Annotated[
+        float,
+        _kind(
+            "duration",
+            'Time after which a client that takes none of its answer is cut; "-1": never.',
+        ),
+    ] = field(default=600.0, name="slow_reader_timeout")
+    image_hosts: Annotated[
+        tuple[str, ...], _doc("Hosts from which kvsup fetches images that a request names by URL.")
+    ] = ()
     max_loaded_models: Annotated[
         Positive | None,
         _doc("Models in memory at once; absent: memory decides."),

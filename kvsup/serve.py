@@ -5,7 +5,6 @@ import fcntl
 import gc
 import logging
 import os
-import re
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,16 +17,16 @@ import anyio.to_thread
 import psutil
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kvsup import events
 from kvsup.api.app import Store, create_app
 from kvsup.api.auth import is_loopback
+from kvsup.api.protocol import Door, Patience, Protocol
 from kvsup.checks import model_advice
 from kvsup.config import HostConfig
 from kvsup.errors import ConfigError, KvsupError
 from kvsup.plan import Plan
-from kvsup.runtime import orphans, paths
+from kvsup.runtime import files, orphans, paths
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.paths import LLAMA_CONFIG
@@ -38,14 +37,26 @@ from kvsup.tuning.trial import reap_trials
 logger = logging.getLogger("kvsup")
 
 _BACKLOG = 2048
-_MAX_HEAD_BYTES = 64 << 10
-_OFFER = re.compile(rb"(\r\n)upgrade:", re.IGNORECASE)
+_LONG_S = 10**9
+"""Longer waits than uvloop counts."""
+
+_FIXED = {
+    "host": "host",
+    "port": "port",
+    "origins": "origins",
+    "state_dir": "state_dir",
+    "max_body_bytes": "max_body",
+    "max_bodies_memory_bytes": "max_bodies_memory",
+    "client_timeout_s": "client_timeout",
+    "idle_timeout_s": "idle_timeout",
+    "slow_reader_timeout_s": "slow_reader_timeout",
+}
+"""Fields of the host, and their keys, that hold as they were when kvsup started."""
+
 _OPEN = (
     "other machines can reach {host}, and there are no API keys; set api_keys in kvsup.toml, "
     "listen on 127.0.0.1, or start with --insecure"
 )
-_IDLE_TIMEOUT_S = 120
-"""Ollama never closes an idle connection; a short time-out races the pools of clients."""
 
 
 class _Server(uvicorn.Server):
@@ -59,38 +70,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to ``serve``."""
         yield
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, but for offers of another one, which cost a request its body (0.54).
-
-    Java's own HTTP client offers HTTP/2 with its first request; Go, and so Ollama, ignores it.
-    """
-
-    _head = b""
-    _is_in_message = False
-
-    def on_message_begin(self) -> None:
-        """Note that a head is read; called by the parser."""
-        self._is_in_message = True
-        super().on_message_begin()
-
-    def on_message_complete(self) -> None:
-        """Note that the next bytes are a head; called by the parser."""
-        self._is_in_message = False
-        super().on_message_complete()
-
-    def data_received(self, data: bytes) -> None:
-        """Read what came: a head as a whole, its offer under a name that nobody knows."""
-        if not self._is_in_message:
-            data, self._head = self._head + data, b""
-            end = data.find(b"\r\n\r\n")
-            if end < 0 and len(data) < _MAX_HEAD_BYTES:
-                self._head = data
-                return
-            if b"pgrade:" in data[:end]:
-                data = _OFFER.sub(rb"\1x-offered:", data[:end]) + data[end:]
-        super().data_received(data)
 
 
 class Supervisor:
@@ -129,11 +108,16 @@ class Supervisor:
             reload=self.reload,
         )
         app = create_app(self._fleet, host, store=store, keys=lambda: self._configuration.keys)
+        max_files = files.raise_limit()
         server = _Server(
             uvicorn.Config(
                 app,
                 loop="none",
-                http=_Protocol,
+                http=partial(  # type: ignore[arg-type]  # it is called as the class is
+                    Protocol,
+                    patience=Patience(host.client_timeout_s, host.slow_reader_timeout_s),
+                    door=Door(files.max_connections(max_files), max_files=max_files),
+                ),
                 ws="none",
                 proxy_headers=False,  # who calls is told by the socket alone
                 lifespan="off",
@@ -141,7 +125,7 @@ class Supervisor:
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                timeout_keep_alive=_IDLE_TIMEOUT_S,
+                timeout_keep_alive=min(_LONG_S, int(host.idle_timeout_s)),
                 timeout_graceful_shutdown=None,
             )
         )
@@ -185,12 +169,9 @@ class Supervisor:
         _tell(configuration.plans, told=self._fleet.plans())
         self._configuration = configuration
         new = configuration.host
-        if (old.host, old.port, old.origins, old.state_dir, old.max_body_bytes) != (
-            new.host, new.port, new.origins, new.state_dir, new.max_body_bytes,
-        ):  # fmt: skip
-            logger.warning(
-                "host, port, origins, state_dir and max_body take effect when kvsup starts again"
-            )
+        fixed = [key for field, key in _FIXED.items() if getattr(old, field) != getattr(new, field)]
+        if fixed:
+            logger.warning("%s: takes effect when kvsup starts again", ", ".join(fixed))
         self._fleet.replace(self._configuration.plans, new)
 
     async def _run_fleet(self, server: uvicorn.Server, *, task_status: TaskStatus[None]) -> None:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from kvsup import __version__
 from kvsup.api import cloud, openapi
 from kvsup.api.auth import Auth, is_loopback
+from kvsup.api.bodies import BodyRoom
 from kvsup.api.catalogue import CatalogueHandlers
 from kvsup.api.control import ControlHandlers
 from kvsup.api.embedding import EmbeddingHandlers
@@ -74,7 +75,9 @@ def create_app(
     Raises:
         ValueError: an entry of ``origins`` is malformed.
     """
-    routes = _routes(fleet, store, max_body_bytes=host.max_body_bytes)
+    most_bytes = host.max_bodies_memory_bytes or 4 * host.max_body_bytes
+    room = BodyRoom(max_body_bytes=host.max_body_bytes, max_bodies_bytes=most_bytes)
+    routes = _routes(fleet, store, room=room)
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
     app.router.redirect_slashes = False
     return Guard(
@@ -86,11 +89,11 @@ def create_app(
     )
 
 
-def _routes(fleet: Fleet, store: Store, *, max_body_bytes: int) -> list[BaseRoute]:
+def _routes(fleet: Fleet, store: Store, *, room: BodyRoom) -> list[BaseRoute]:
     def serve(
         path: str, handler: Handler, methods: set[str] = _POST, shape: ErrorShape = OLLAMA
     ) -> BaseRoute:
-        return _route(path, Endpoint(handler, shape=shape, max_body_bytes=max_body_bytes), methods)
+        return _route(path, Endpoint(handler, shape=shape, room=room), methods)
 
     def passed(path: str, dialect: Dialect) -> BaseRoute:
         return serve(path, passthrough.of(dialect), shape=dialect.shape)

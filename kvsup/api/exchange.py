@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from kvsup.api.contentcoding import TooLarge, decoded
+from kvsup.api.bodies import BodiesFull, BodyRoom
 from kvsup.api.errors import OLLAMA, ErrorShape, status_of
 from kvsup.api.naming import explained
 from kvsup.errors import EngineError, KvsupError, RequestError
@@ -103,26 +103,27 @@ class Endpoint:
         handler: Handler,
         *,
         shape: ErrorShape = OLLAMA,
-        max_body_bytes: int,
+        room: BodyRoom,
     ) -> None:
         self._handler = handler
         self._shape = shape
-        self._max_body_bytes = max_body_bytes
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         exchange = Exchange(Request(scope), b"", send)
-        try:
-            exchange.body = await self._read_body(exchange.request, receive)
-        except RequestError as error:
-            await exchange.fail(error, self._shape)
-            return
-        except ConnectionError:
-            return
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-            await self._handle(exchange)
-            tasks.cancel_scope.cancel()
+        with self._room.share() as share:
+            try:
+                exchange.body = await share.read(exchange.request, receive)
+            except (RequestError, BodiesFull) as error:
+                await exchange.fail(error, self._shape)
+                return
+            except ConnectionError:
+                return
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+                await self._handle(exchange)
+                tasks.cancel_scope.cancel()
 
     async def _handle(self, exchange: Exchange) -> None:
         try:
@@ -134,26 +135,6 @@ class Endpoint:
         except Exception as error:  # the last line: a bug must not end a stream as if it were whole
             logger.exception("%s: a bug in kvsup", exchange.request.url.path)
             await exchange.fail(KvsupError(f"internal error: {error!r}"), self._shape)
-
-    async def _read_body(self, request: Request, receive: Receive) -> bytes:
-        max_bytes = self._max_body_bytes
-        announced = request.headers.get("content-length", "0")
-        if announced.isdigit() and int(announced) > max_bytes:
-            raise TooLarge(max_bytes)
-        chunks: list[bytes] = []
-        n_bytes, more = 0, True
-        while more:
-            message: Message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ConnectionError("the client left while it sent its request")
-            chunk = message.get("body", b"")
-            n_bytes += len(chunk)
-            if n_bytes > max_bytes:
-                raise TooLarge(max_bytes)
-            chunks.append(chunk)
-            more = message.get("more_body", False)
-        coding = request.headers.get("content-encoding", "")
-        return decoded(b"".join(chunks), coding, max_bytes=max_bytes)
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -11,6 +11,8 @@ import anyio
 import psutil
 from anyio.abc import ByteReceiveStream, Process
 
+from kvsup.runtime.files import limit_child
+
 FAREWELL_S = 2.0
 """How long a farewell may take; llama-server b11434 takes some 20 ms when no connection is open."""
 
@@ -115,6 +117,7 @@ async def spawn(argv: Sequence[str], *, environment: Mapping[str, str]) -> Child
             env=dict(environment),
             start_new_session=True,
         )
+    limit_child(process.pid)
     return Child(process)
 
 

@@ -92,6 +92,9 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "runtime": (*BELOW_RUNTIME, "runtime", "anyio", "psutil", "tomli", "msgspec"),
     "api": (*BELOW_RUNTIME, "runtime", "api", "", "starlette", "anyio", "psutil", "msgspec"),
     "api.contentcoding": ("errors", "backports", "compression"),
+    "api.heads": (),
+    "api.jsonlimits": ("errors",),
+    "api.protocol": ("api", "asyncio", "httptools", "uvicorn"),
     "tuning": (*BELOW_RUNTIME, "runtime", "tuning", "anyio", "msgspec"),
     "serve": (*BELOW_RUNTIME, "runtime", "tuning", "api", "", "anyio", "psutil", "uvicorn"),
     "cli": (

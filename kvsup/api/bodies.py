@@ -1,0 +1,104 @@
+"""Reading the body of a request: one within its bound, all together within theirs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.types import Receive
+
+from kvsup.api.contentcoding import TooLarge, decoded
+from kvsup.api.jsonlimits import FEW_BYTES, check_json
+from kvsup.errors import CapacityError
+from kvsup.units import format_bytes
+
+
+class BodiesFull(CapacityError):  # noqa: N818 - it says what is
+    """The bodies of all requests together take as much memory as they may."""
+
+
+class BodyRoom:
+    """How much memory bodies take: each from its first byte until its request has ended."""
+
+    def __init__(self, *, max_body_bytes: int, max_bodies_bytes: int) -> None:
+        self.max_body_bytes = max_body_bytes
+        self._max_bodies_bytes = max_bodies_bytes
+        self.held_bytes = 0
+
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """Yield the share of one request, which is given back on leaving."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.held_bytes -= share.n_bytes
+
+    def take(self, n_bytes: int) -> None:
+        """Count bytes in.
+
+        Raises:
+            BodiesFull: there is no room for them.
+        """
+        if self.held_bytes + n_bytes > self._max_bodies_bytes:
+            raise BodiesFull(
+                f"request bodies take {format_bytes(self.held_bytes)} together, and "
+                f"{format_bytes(self._max_bodies_bytes)} is the most; please try again "
+                "(max_bodies_memory in kvsup.toml)"
+            )
+        self.held_bytes += n_bytes
+
+
+class Share:
+    """What one request holds of the room."""
+
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
+        self.n_bytes = 0
+
+    def grow(self, n_bytes: int) -> None:
+        """Count bytes in; raises as ``BodyRoom.take``."""
+        self._room.take(n_bytes)
+        self.n_bytes += n_bytes
+
+    async def read(self, request: Request, receive: Receive) -> bytes:
+        """Return the body of ``request``, decoded and checked.
+
+        Raises:
+            TooLarge: it is larger than ``max_body``, as sent or decoded.
+            BodiesFull: there is no room for it now.
+            RequestError: it is not coded as it says, nests too deep or holds too many values.
+            ConnectionError: the client left before its end.
+        """
+        body = await self._received(request, receive)
+        if coding := request.headers.get("content-encoding", ""):
+            whole = partial(decoded, body, coding, max_bytes=self._room.max_body_bytes)
+            body = await to_thread.run_sync(whole)
+            self.grow(len(body))
+        if not body[:64].lstrip().startswith((b"{", b"[")):
+            return body
+        if len(body) <= FEW_BYTES:
+            check_json(body)
+        else:
+            await to_thread.run_sync(check_json, body)
+        return body
+
+    async def _received(self, request: Request, receive: Receive) -> bytes:
+        max_bytes = self._room.max_body_bytes
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > max_bytes:
+            raise TooLarge(max_bytes)
+        chunks = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client left while it sent its request")
+            chunk = message.get("body", b"")
+            if len(chunks) + len(chunk) > max_bytes:
+                raise TooLarge(max_bytes)
+            self.grow(len(chunk))
+            chunks += chunk
+            more = message.get("more_body", False)
+        return bytes(chunks)

@@ -1,0 +1,55 @@
+"""Bounds on JSON that a decoder would pay for: how deep it nests, how many values it holds.
+
+A decoder of C code neither yields to the event loop nor stops, so what is too much must be found
+before, by means that are quick at any size: text is counted and cut by C code, with no recursion.
+"""
+
+from array import array
+from itertools import accumulate
+
+from kvsup.errors import RequestError
+
+MAX_DEPTH = 128
+"""Arrays and objects within each other; the schemas and conversations of clients have some 20."""
+
+MAX_VALUES = 1_000_000
+"""Values in one body: some 0.2 s of decoding. A prompt of a million tokens still passes."""
+
+FEW_BYTES = 1 << 20
+"""A body as small as this cannot hold too many values."""
+
+_STEPS = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in range(256))
+"""What each byte does to the depth, as a signed byte."""
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
+def check_json(body: bytes) -> None:
+    """Raise if ``body`` is JSON that nests too deep or holds too much; whatever else is no matter.
+
+    Raises:
+        RequestError: it does.
+    """
+    if len(body) <= FEW_BYTES and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    bare = _without_escapes(body)
+    if bare.count(b'"') > 2 * MAX_VALUES:
+        raise _too_many()
+    structure = b"".join(bare.split(b'"')[::2])
+    n_opened = structure.count(b"[") + structure.count(b"{")
+    if n_opened + structure.count(b",") > MAX_VALUES:
+        raise _too_many()
+    if n_opened > MAX_DEPTH:
+        steps = array("b", structure.translate(_STEPS, _NO_BRACKETS))
+        if max(accumulate(steps)) > MAX_DEPTH:
+            raise RequestError(f"the body nests deeper than {MAX_DEPTH} levels")
+
+
+def _without_escapes(body: bytes) -> bytes:
+    """Return ``body`` without backslashes and quotes that are escaped: each quote is a real one."""
+    if b"\\" not in body:
+        return body
+    return body.replace(b"\\\\", b"").replace(b'\\"', b"")
+
+
+def _too_many() -> RequestError:
+    return RequestError(f"the body holds more than {MAX_VALUES} values")
