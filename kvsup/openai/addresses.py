@@ -16,6 +16,9 @@ from kvsup.errors import RequestError
 _MAYBE = re.compile(rb'"\s*https?:|\\u', re.IGNORECASE)
 """An address, or an escape that could hide one."""
 
+_LARGE_BYTES = 1 << 20
+"""To decode a body as large is quicker than to search it."""
+
 _ADDRESS = re.compile(r"\s*https?:", re.IGNORECASE)
 _MEDIA = re.compile(r"(?:input_)?(?:image|audio|video|file)(?:_url)?|document")
 
@@ -34,7 +37,9 @@ def names_an_address(body: bytes) -> bool:
     Raises:
         RequestError: the body cannot be read.
     """
-    if not _MAYBE.search(body):
+    if b"\\u" not in body and b"http" not in body.lower():
+        return False
+    if len(body) < _LARGE_BYTES and not _MAYBE.search(body):
         return False
     try:
         request = _body(body)

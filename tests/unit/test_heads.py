@@ -95,7 +95,9 @@ def test_head_that_leaves_a_doubt_is_refused_with_its_reason(head: bytes, text: 
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("line", [b"PRI * HTTP/2.0", b"GET / HTTP/1", b"GET / HTTP/2", b"GET / HTTP/0.9"])
+@pytest.mark.parametrize(
+    "line", [b"PRI * HTTP/2.0", b"GET / HTTP/1", b"GET / HTTP/2", b"GET / HTTP/0.9"]
+)
 def test_other_version_is_505(line: bytes) -> None:
     """So a client knows that it should speak another one."""
     with pytest.raises(BadHead) as caught:
