@@ -150,6 +150,7 @@ class Protocol(HttpToolsProtocol):
         if self._is_in_message:
             self._linger(_LINGER_S)
         elif self._unread:
+            self._unset_keepalive_if_required()
             self.loop.call_soon(self._read_on)
 
     # What httptools calls.
