@@ -87,6 +87,7 @@ class Protocol(HttpToolsProtocol):
         self._path = ""
         self._is_in_message = False
         self._is_in_body = False
+        self._keeps_alive = True
         self._is_deaf = False
         """What comes is read and dropped until the client closes."""
         self._beside_body_bytes = 0
@@ -171,6 +172,8 @@ class Protocol(HttpToolsProtocol):
         self._is_in_body = True
         super().on_headers_complete()
         self._is_in_message = True
+        # An answer before the end of the body must not close on what is still unread.
+        self._keeps_alive, self.cycle.keep_alive = self.cycle.keep_alive, True
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
@@ -182,6 +185,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note that the request is here; the next bytes are a head."""
         self._is_in_message = False
+        self.cycle.keep_alive = self.cycle.keep_alive and self._keeps_alive
         self._stop_waiting()
         super().on_message_complete()
 

@@ -16,7 +16,8 @@ ENVIRONMENT = {"LLAMA_SERVER_ROUTER_PORT": "1"}
 EXIT_LINE = b"cmd_router_to_child:exit\n"
 """Ends a ready child with code 0 in some 20 ms, if no connection is open (b11434)."""
 
-_PREFIX = b"cmd_child_to_router:state:"
+EVENT_MARK = b"cmd_child_to_router:state:"
+"""Begins each line that is an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,10 @@ class _Event(msgspec.Struct):
 
 def parse_event(line: bytes) -> ChildEvent | None:
     """Return the event of a stdout line, or None for any other line."""
-    if not line.startswith(_PREFIX):
+    if not line.startswith(EVENT_MARK):
         return None
     try:
-        event = msgspec.json.decode(line[len(_PREFIX) :], type=_Event)
+        event = msgspec.json.decode(line[len(EVENT_MARK) :], type=_Event)
         if event.state != "loading":
             return ChildEvent(event.state)
         payload = msgspec.json.decode(event.payload, type=_Payload)

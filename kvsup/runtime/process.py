@@ -4,14 +4,18 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import anyio
 import psutil
 from anyio.abc import ByteReceiveStream, Process
 
+from kvsup.llama import childmode
 from kvsup.runtime.files import limit_child
+from kvsup.runtime.flood import paced
 
 FAREWELL_S = 2.0
 """How long a farewell may take; llama-server b11434 takes some 20 ms when no connection is open."""
@@ -34,12 +38,12 @@ class Child:
         return self._process.returncode
 
     def stdout_lines(self) -> AsyncIterator[bytes]:
-        """Yield the lines of stdout, without their newline."""
-        return _lines(self._process.stdout)
+        """Yield the lines of stdout, without their newline; events are never dropped."""
+        return _lines(self._process.stdout, childmode.EVENT_MARK)
 
     def stderr_lines(self) -> AsyncIterator[bytes]:
-        """Yield the lines of stderr, without their newline."""
-        return _lines(self._process.stderr)
+        """Yield the lines of stderr, without their newline; not all of a flood."""
+        return _lines(self._process.stderr, None)
 
     async def wait(self) -> int:
         """Return the exit code once the child has been reaped."""
@@ -138,16 +142,17 @@ def _create_time(pid: int) -> float:
         return 0.0
 
 
-async def _lines(stream: ByteReceiveStream | None) -> AsyncIterator[bytes]:
+async def _lines(stream: ByteReceiveStream | None, kept: bytes | None) -> AsyncIterator[bytes]:
     """Yield lines as they come; a line over the bound is cut, the rest of it dropped."""
     if stream is None:
         return
     rest, is_cut = b"", False
-    while True:
-        try:
-            data = await stream.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            break
+    async for n_dropped, part in paced(_received(stream), kept=kept, clock=time.monotonic):
+        data = part
+        if n_dropped:
+            yield b"kvsup: %d lines dropped, they came too fast" % n_dropped
+            data = data.partition(b"\n")[2]
+            rest, is_cut = b"", False
         *lines, tail = (rest + data).split(b"\n")
         for line in lines:
             if not is_cut:
@@ -160,3 +165,9 @@ async def _lines(stream: ByteReceiveStream | None) -> AsyncIterator[bytes]:
         rest = tail
     if rest and not is_cut:
         yield rest
+
+
+async def _received(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
+    with suppress(anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+        while True:
+            yield await stream.receive()
