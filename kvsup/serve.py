@@ -220,6 +220,7 @@ def run(
         ConfigError: other machines could call and there are no API keys.
         KvsupError: the port or the state folder is in use; the message says by whom.
     """
+    os.umask(0o077)  # what is remembered, and what llama-servers write, is this user's alone
     with _lock(configuration.state_dir), paths.made(configuration.run_dir):
         reap_trials(configuration.run_dir)
         for pid in orphans.reap(configuration.run_dir):
@@ -235,7 +236,10 @@ def run(
         address.unlink(missing_ok=True)  # one that was killed leaves its own
 
         def listening() -> None:
-            address.write_text(url, "utf-8")
+            try:
+                address.write_text(url, "utf-8")
+            except OSError as error:
+                logger.warning("%s: %s; kvsup ps, stop … will not find this one", address, error)
             names = ", ".join(plan.name for plan in configuration.plans)
             shown = url if host.host in url else f"{host.host}:{listener.getsockname()[1]} ({url})"
             logger.info("listening on %s, models: %s", shown, names)
@@ -319,9 +323,12 @@ def _lock(state: Path) -> Iterator[None]:
             raise KvsupError(
                 f"another kvsup (pid {owner}) uses {state}; stop it, or set state_dir in kvsup.toml"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with suppress(OSError):  # on a full disk it holds all the same, without a name
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        if not paths.make_private(state):
+            logger.warning("others may look into state_dir %s; chmod it to 700", state)
         yield
 
 

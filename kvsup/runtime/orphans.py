@@ -5,6 +5,7 @@ reused, and our own pid and create time, because a living kvsup's children are n
 anything is killed the process must also carry our mark: the socket's path on its command line.
 """
 
+import logging
 import os
 import signal
 from contextlib import suppress
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 import psutil
+
+logger = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -24,10 +27,22 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def record(pid: int, create_time: float, socket: str) -> None:
-    """Write down a child; called right after its spawn."""
-    me = psutil.Process()
-    entry = Record(pid, create_time, me.pid, me.create_time())
-    _path(socket).write_bytes(msgspec.json.encode(entry))
+    """Write down a child; called right after its spawn.
+
+    Without its record, on a full disk, a child lives no longer: it dies with its kvsup by itself,
+    and the record is only for systems where that fails.
+    """
+    try:
+        me = psutil.Process()
+        entry = Record(pid, create_time, me.pid, me.create_time())
+        _path(socket).write_bytes(msgspec.json.encode(entry))
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s): if kvsup is killed, pid %d may outlive it",
+            _path(socket),
+            error.strerror or error,
+            pid,
+        )
 
 
 def forget(socket: str) -> None:

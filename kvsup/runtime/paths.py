@@ -16,6 +16,14 @@ HOST_FILE = "kvsup.toml"
 LLAMA_CONFIG = Path("/etc/llama.cpp/config.ini")
 """Every llama-server reads it and no flag skips it (b11434); the command line wins over it."""
 
+_OWN = frozenset(
+    {
+        "binaries", "binary_facts", "deleted", "kv_types", "kvsup.lock", "kvsup.url", "probes",
+        "sizes", "tuned",
+    }
+)  # fmt: skip
+"""What kvsup writes into its state folder."""
+
 _MAX_RUNTIME_BYTES = 48
 
 FETCHED = "kvsup:"
@@ -39,6 +47,21 @@ def state_dir(configured: str | None) -> Path:
     except (OSError, ValueError) as error:
         raise ConfigError(f"state_dir {path} cannot be made: {error}; name another") from error
     return path
+
+
+def make_private(state: Path) -> bool:
+    """Close a state folder to other users and return whether it is closed.
+
+    One that was there before, open to others, stays as it is if it holds anything of someone else:
+    ``state_dir = "/var/lib"`` must not take that folder away from every other program.
+    """
+    status = state.stat()
+    if not status.st_mode & 0o077:
+        return True
+    if status.st_uid != os.getuid() or any(path.name not in _OWN for path in state.iterdir()):
+        return False
+    state.chmod(0o700)
+    return True
 
 
 def run_dir(state: Path) -> Path:

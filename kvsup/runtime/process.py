@@ -138,7 +138,7 @@ def _death_signal_prefix() -> tuple[str, ...]:
 def _create_time(pid: int) -> float:
     try:
         return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
+    except (psutil.Error, OSError):  # it has ended, or no file can be opened to look
         return 0.0
 
 

@@ -5,12 +5,15 @@ on, so nothing is ever out of date, only unused.
 """
 
 import hashlib
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -25,6 +28,7 @@ class Remembered:
 
     def __init__(self, state: Path) -> None:
         self._state = state
+        self._has_told = False
 
     def read(self, kind: str, key: str, as_type: type[T]) -> T | None:
         """Return a document, or None where there is none that can be read."""
@@ -37,10 +41,23 @@ class Remembered:
         """Keep a document; where the folder cannot be written to, it is measured again."""
         path = self._path(kind, key)
         beside = path.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
+        try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            beside.touch(mode=0o600)
             beside.write_bytes(msgspec.json.encode(document))
             beside.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            if not self._has_told:
+                logger.warning(
+                    "%s cannot be written (%s): what is measured is forgotten when kvsup ends",
+                    self._state,
+                    error.strerror or error,
+                )
+            self._has_told = True
+        else:
+            self._has_told = False
 
     def _path(self, kind: str, key: str) -> Path:
         return self._state / kind / f"{key}.json"
