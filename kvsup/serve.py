@@ -311,7 +311,7 @@ def _holder_of(port: int) -> str:
 def _lock(state: Path) -> Iterator[None]:
     """Hold the state folder: two supervisors on one would reap each other's children."""
     try:
-        file = (state / "kvsup.lock").open("a+")
+        file = (state / "kvsup.lock").open("a+b", buffering=0)
     except OSError as error:
         raise KvsupError(f"state_dir {state} cannot be used: {error}; name another") from error
     with file:
@@ -319,14 +319,13 @@ def _lock(state: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            owner = file.read().strip() or "unknown"
+            owner = file.read().decode().strip() or "unknown"
             raise KvsupError(
                 f"another kvsup (pid {owner}) uses {state}; stop it, or set state_dir in kvsup.toml"
             ) from error
         with suppress(OSError):  # on a full disk it holds all the same, without a name
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode())
         if not paths.make_private(state):
             logger.warning("others may look into state_dir %s; chmod it to 700", state)
         yield
