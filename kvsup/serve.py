@@ -50,6 +50,7 @@ _FIXED = {
     "client_timeout_s": "client_timeout",
     "idle_timeout_s": "idle_timeout",
     "slow_reader_timeout_s": "slow_reader_timeout",
+    "image_hosts": "image_hosts",
 }
 """Fields of the host, and their keys, that hold as they were when kvsup started."""
 

@@ -39,6 +39,7 @@ from kvsup.config import HostConfig
 from kvsup.keys import KeyRing
 from kvsup.ollama.access import OriginRules
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.images import Images
 
 _GET, _POST, _BOTH = {"GET"}, {"POST"}, {"GET", "HEAD"}
 
@@ -77,7 +78,7 @@ def create_app(
     """
     most_bytes = host.max_bodies_memory_bytes or 4 * host.max_body_bytes
     room = BodyRoom(max_body_bytes=host.max_body_bytes, max_bodies_bytes=most_bytes)
-    routes = _routes(fleet, store, room=room)
+    routes = _routes(fleet, store, room=room, images=Images(host.image_hosts))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
     app.router.redirect_slashes = False
     return Guard(
@@ -89,7 +90,7 @@ def create_app(
     )
 
 
-def _routes(fleet: Fleet, store: Store, *, room: BodyRoom) -> list[BaseRoute]:
+def _routes(fleet: Fleet, store: Store, *, room: BodyRoom, images: Images) -> list[BaseRoute]:
     def serve(
         path: str, handler: Handler, methods: set[str] = _POST, shape: ErrorShape = OLLAMA
     ) -> BaseRoute:
@@ -102,7 +103,7 @@ def _routes(fleet: Fleet, store: Store, *, room: BodyRoom) -> list[BaseRoute]:
     catalogue = CatalogueHandlers(
         fleet, folder=store.folder, trash=store.trash, reload=store.reload
     )
-    passthrough, router = PassthroughHandlers(fleet), RouterHandlers(fleet)
+    passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
     control = ControlHandlers(fleet, reload=store.reload)
     return [
         serve("/", _hello, _BOTH),

@@ -27,9 +27,10 @@ from kvsup.ollama.names import full_name
 from kvsup.ollama.options import given_fields
 from kvsup.openai import forms, transcriptions
 from kvsup.openai import requests as openai_requests
-from kvsup.openai.addresses import names_an_address
+from kvsup.openai.addresses import Addressed, names_an_address
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.images import MAX_IMAGES, Images
 from kvsup.runtime.upstream import Response
 
 _UPSTREAM = "/upstream/"
@@ -84,8 +85,9 @@ NATIVE_DIALECT = Dialect(OPENAI, _prepare_native)
 class PassthroughHandlers:
     """llama-server's own APIs on one fleet."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, *, images: Images) -> None:
         self._fleet = fleet
+        self._images = images
 
     def of(self, dialect: Dialect) -> Callable[[Exchange], Awaitable[None]]:
         """Return what answers a POST of ``dialect`` from the model that its body names."""
@@ -139,7 +141,7 @@ class PassthroughHandlers:
         plan = self._fleet.instance(name).plan
         _check_can(path, plan, wishes)
         if not is_form and names_an_address(body):
-            raise RequestError(_NO_ADDRESSES)
+            body = await self._with_images(body)
         slots = min(wishes.n_answers, plan.model.num_parallel)
         async with leased(
             exchange,
@@ -167,6 +169,16 @@ class PassthroughHandlers:
                     is_folded=prepared.instead is not None and prepared.instead.is_folded,
                 ),
             )
+
+    async def _with_images(self, body: bytes) -> bytes:
+        """Return ``body`` with the images that it names by address."""
+        if not self._images.is_on:
+            raise RequestError(_NO_ADDRESSES)
+        addressed = Addressed(body)
+        if len(addressed.addresses) > MAX_IMAGES:
+            raise RequestError(f"a request may name {MAX_IMAGES} images by URL")
+        fetched = {address: await self._images.fetch(address) for address in addressed.addresses}
+        return addressed.with_images(fetched)
 
     def _name(self, name: str | None, *, is_native: bool) -> str:
         """Return a model's name; llama-server's own clients may leave out the only one."""

@@ -89,6 +89,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "llama": ("config", "errors", "restart", "llama", "msgspec"),
     "ollama": ("llama.sse", "llama.vectors", "llama.wire", "errors", "units", "ollama", "msgspec"),
     "runtime.upstream": ("errors", "restart", "asyncio", "httptools"),
+    "runtime.images": ("errors", "anyio", "httpx"),
     "runtime": (*BELOW_RUNTIME, "runtime", "anyio", "psutil", "tomli", "msgspec"),
     "api": (*BELOW_RUNTIME, "runtime", "api", "", "starlette", "anyio", "psutil", "msgspec"),
     "api.contentcoding": ("errors", "backports", "compression"),
