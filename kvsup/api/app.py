@@ -86,6 +86,7 @@ def create_app(
         origins=OriginRules(host.origins),
         bound_to_loopback=host.host == "localhost" or is_loopback(host.host),
         own_names={socket.gethostname().lower()},
+        asks_for_keys=lambda: keys() is not None,
         own_addresses={a.address for many in psutil.net_if_addrs().values() for a in many},
     )
 

@@ -1,11 +1,16 @@
-"""Refuse foreign web pages and rebound names before anything is routed, by Ollama's rules."""
+"""Refuse foreign web pages and rebound names before anything is routed, by Ollama's rules.
 
-from collections.abc import Collection
+Two holes in those are closed: on a server that other machines can reach and that asks for no keys,
+a page whose name was led to it by DNS would be of the same origin; and pages of any origin may load
+what they show, such as an image, from a path that starts a model.
+"""
+
+from collections.abc import Callable, Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kvsup.ollama.access import OriginRules, host_allowed, is_own_name
+from kvsup.ollama.access import OriginRules, could_be_rebound, host_allowed, is_own_name
 
 
 class Guard:
@@ -19,8 +24,10 @@ class Guard:
         bound_to_loopback: bool,
         own_names: Collection[str],
         own_addresses: Collection[str],
+        asks_for_keys: Callable[[], bool],
     ) -> None:
         self._app = app
+        self._asks_for_keys = asks_for_keys
         self._origins = origins
         self._bound_to_loopback = bound_to_loopback
         self._own_names = own_names
@@ -35,7 +42,10 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if origin is None:
             extra: list[tuple[str, str]] = []
-        elif not self._origins.allows(origin, host):
+            if _is_shown_elsewhere(headers):
+                await _answer(send, 403, [])
+                return
+        elif not self._origins.allows(origin, host) or self._is_rebound(origin, host):
             await _answer(send, 403, [])
             return
         elif scope["method"] == "OPTIONS" and (extra := self._origins.headers(origin, host)):
@@ -56,6 +66,23 @@ class Guard:
             await _answer(send, 204, [])
             return
         await self._app(scope, receive, _adding(send, extra) if extra else send)
+
+    def _is_rebound(self, origin: str, host: str) -> bool:
+        return (
+            not self._bound_to_loopback
+            and could_be_rebound(host, self._own_names)
+            and not self._asks_for_keys()
+            and not self._origins.lists(origin)
+        )
+
+
+def _is_shown_elsewhere(headers: Headers) -> bool:
+    """Say whether a page of another site loads this as a part of itself, not by a script of it.
+
+    Browsers say so to loopback addresses; they send no Origin then (Fetch Metadata, W3C).
+    """
+    is_foreign = headers.get("sec-fetch-site") == "cross-site"
+    return is_foreign and headers.get("sec-fetch-mode") != "navigate"
 
 
 def _adding(send: Send, extra: list[tuple[str, str]]) -> Send:

@@ -117,8 +117,11 @@ class PassthroughHandlers:
         headers = [(k, v) for k, v in request.headers.raw if k in _FORWARDED]
         is_post = request.method == "POST"
         slots = 1 if is_post and not path.startswith("/slots/") else 0
-        steered = steer(path, exchange.body) if is_post else None
-        body = steered.body if steered else exchange.body
+        body = exchange.body
+        if is_post and not forms.is_form(request.headers.get("content-type", "")):
+            body = await self._with_images(body)
+        steered = steer(path, body) if is_post else None
+        body = steered.body if steered else body
         async with self._fleet.lease(name, slots=slots) as instance:
             upstream = await instance.ready()
             async with upstream.stream(
@@ -140,7 +143,7 @@ class PassthroughHandlers:
             path, body = prepared.instead.path, prepared.instead.body
         plan = self._fleet.instance(name).plan
         _check_can(path, plan, wishes)
-        if not is_form and names_an_address(body):
+        if not is_form:
             body = await self._with_images(body)
         slots = min(wishes.n_answers, plan.model.num_parallel)
         async with leased(
@@ -171,7 +174,9 @@ class PassthroughHandlers:
             )
 
     async def _with_images(self, body: bytes) -> bytes:
-        """Return ``body`` with the images that it names by address."""
+        """Return ``body`` with the images in it that it names by address, if any."""
+        if not names_an_address(body):
+            return body
         if not self._images.is_on:
             raise RequestError(_NO_ADDRESSES)
         addressed = Addressed(body)

@@ -77,7 +77,11 @@ class OriginRules:
 
     def allows(self, origin: str, host: str) -> bool:
         """Say whether a page of ``origin`` may call this server, called by the name ``host``."""
-        if is_same_origin(origin, host) or self._allows_all or origin in self._exact:
+        return is_same_origin(origin, host) or self.lists(origin)
+
+    def lists(self, origin: str) -> bool:
+        """Say whether ``origin`` may call by its own name, whatever this server is called by."""
+        if self._allows_all or origin in self._exact:
             return True
         return any(
             origin.startswith(prefix)
@@ -141,6 +145,20 @@ def is_own_name(host_header: str, own_names: Collection[str]) -> bool:
     """Say whether a ``Host`` is a name, no address, that can only be this machine's."""
     name = _without_port(host_header).lower()
     return name in {"", "localhost", *own_names} or name.endswith(_LOCAL_SUFFIXES)
+
+
+def could_be_rebound(host_header: str, own_names: Collection[str]) -> bool:
+    """Say whether a ``Host`` is a name that anyone could lead to this machine by DNS.
+
+    Addresses and this machine's own names are none, nor are names without a dot: no public DNS has
+    them, and containers call each other so.
+    """
+    name = _without_port(host_header)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." in name.rstrip(".") and not is_own_name(host_header, own_names)
+    return False
 
 
 def _without_port(host_header: str) -> str:

@@ -2,8 +2,8 @@
 
 What is read line by line costs the event loop some 10 µs a line, so a child that prints 100 MB a
 second would hold up every stream, or be held up itself by a full pipe. Past a pace its output is
-only counted and dropped; the last piece before the end is kept, since a child that dies says why in
-its last lines.
+only counted and dropped; the last piece before a pause or the end is kept, since a child that dies
+or hangs says why in its last lines.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +27,7 @@ class Pace:
         filled = self._left_bytes + (now_s - self._at_s) * PACE_BYTES
         self._left_bytes = min(float(BURST_BYTES), filled)
         self._at_s = now_s
-        if n_bytes > self._left_bytes:
+        if n_bytes > max(0.0, self._left_bytes):
             return False
         self._left_bytes -= n_bytes
         return True
@@ -39,7 +39,7 @@ async def paced(
     """Yield each of ``parts`` with the number of lines that were dropped before it.
 
     Args:
-        parts: output as it comes, cut anywhere.
+        parts: output as it comes, cut anywhere; an empty one where nothing comes for a moment.
         kept: a part that holds this is never dropped.
         clock: returns seconds.
     """
@@ -50,7 +50,8 @@ async def paced(
             if held:
                 yield n_dropped, held
                 n_dropped, held = 0, b""
-            yield 0, part
+            if part:
+                yield 0, part
         else:
             n_dropped += held.count(b"\n")
             held = part

@@ -1,5 +1,6 @@
 """Spawn one child in a session of its own, read its lines, and end it for certain."""
 
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,9 @@ from kvsup.runtime.flood import paced
 
 FAREWELL_S = 2.0
 """How long a farewell may take; llama-server b11434 takes some 20 ms when no connection is open."""
+
+QUIET_S = 0.2
+"""After as long without output a child's flood is over."""
 
 MAX_LINE_BYTES = 64 << 10
 """Longer lines of a child are cut."""
@@ -168,6 +172,12 @@ async def _lines(stream: ByteReceiveStream | None, kept: bytes | None) -> AsyncI
 
 
 async def _received(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
+    """Yield what comes, and once nothing where for a moment nothing comes."""
+    is_quiet = False
     with suppress(anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
         while True:
-            yield await stream.receive()
+            data = b""
+            with anyio.move_on_after(math.inf if is_quiet else QUIET_S):
+                data = await stream.receive()
+            is_quiet = not data
+            yield data

@@ -87,7 +87,11 @@ def test_name_that_is_no_model_is_refused_wherever_it_stands(
 ) -> None:
     """On each route in the shape of its API; files inside and outside stay as they are."""
     before = tree(kvsup.folder)
-    extra = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi", "input": "Hi"}
+    extra: dict[str, object] = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "prompt": "Hi",
+        "input": "Hi",
+    }
     extra |= {"max_tokens": 2, "content": "Hi", "from": "m"}
 
     for path, member in BY_MEMBER.items():

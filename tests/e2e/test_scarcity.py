@@ -49,7 +49,7 @@ def files_of_parent(n_files: int) -> Iterator[None]:
     words = ["prlimit", f"--nofile={n_files}:{n_files}"]
     real = subprocess.Popen
 
-    class Limited(real):  # type: ignore[type-arg, valid-type, misc]
+    class Limited(real):  # type: ignore[valid-type, misc]
         def __init__(self, arguments: list[str], **named: object) -> None:
             super().__init__([*words, *arguments], **named)
 

@@ -45,7 +45,7 @@ def test_pace_is_full_at_first_and_fills_with_time() -> None:
 
 async def test_output_at_any_pace_below_is_whole() -> None:
     """Every part, in order, with nothing dropped."""
-    parts = [b"a\n" * 100, b"b", b"", b"c\n"]
+    parts = [b"a\n" * 100, b"b", b"c\n"]
 
     assert await _paced(*parts) == [(0, part) for part in parts]
 
@@ -56,6 +56,7 @@ async def test_flood_keeps_its_start_its_end_and_the_count_between() -> None:
 
     assert await _paced(full, b"a\n", b"b\nc\n", b"d\n") == [(0, full), (3, b"d\n")]
     assert await _paced(full, b"a\n") == [(0, full), (0, b"a\n")]
+    assert await _paced(full, b"a\n", b"b", b"", b"", b"c") == [(0, full), (1, b"b"), (0, b"c")]
 
 
 async def test_part_with_an_event_is_never_dropped() -> None:
