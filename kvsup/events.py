@@ -82,6 +82,17 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True)
+class Hung:
+    """It lives but does nothing; it is ended, unless ``dry_run``."""
+
+    model: str
+    reason: str
+    dry_run: bool = False
+    probes: tuple[str, ...] = ()
+    """The last looks at it, oldest first, one line each."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What was known when it ended is kept in a file."""
 
@@ -184,12 +195,28 @@ class Reloaded:
     removed: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Began:
+    """This kvsup has begun to serve."""
+
+    pid: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """This kvsup ends in order; one that is killed does not say it."""
+
+    pid: int
+
+
 Event = (
     Spawned
     | Ready
     | SizeDiffers
     | TypeLearnt
     | KVWarning
+    | Hung
     | Died
     | Evidence
     | Replayed
@@ -202,6 +229,8 @@ Event = (
     | Probed
     | ProbeFailed
     | Reloaded
+    | Began
+    | Ended
 )
 
 
@@ -232,6 +261,9 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
             )
         case Died():
             return f"{event.model}: {event.reason}"
+        case Hung():
+            what = "left alone, watchdog.dry_run is set" if event.dry_run else "it is ended"
+            return f"{event.model}: hangs: {event.reason}; {what}"
         case Evidence():
             return f"{event.model}: evidence of its end is in {event.path}"
         case Replayed():
@@ -269,6 +301,11 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
             words = [f"{what} {', '.join(names)}" for what, names in lists.items() if names]
             return f"configuration read again: {'; '.join(words) or 'nothing changed'}"
 
+        case Began():
+            return f"kvsup {event.version} started (pid {event.pid})"
+        case Ended():
+            return f"kvsup ended (pid {event.pid})"
 
-WARNINGS = (SizeDiffers, KVWarning, Died, Lost, Poisoned, GaveUp)
+
+WARNINGS = (SizeDiffers, KVWarning, Hung, Died, Lost, Poisoned, GaveUp)
 """Events that are logged as warnings."""

@@ -87,6 +87,17 @@ def format_duration(seconds: float) -> str:
     return "".join(f"{count}{unit}" for count, unit in parts if count)
 
 
+def format_span(seconds: float) -> str:
+    """Return how long something took for a person: ``0.4 s``, ``40 s``, ``2 min``, ``3 h``."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.0f} days"
+
+
 def parse_bytes(value: object) -> int:
     """Return bytes for an integer or a size such as ``"8GiB"`` (powers of 1024) or ``"8GB"``.
 

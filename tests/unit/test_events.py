@@ -28,6 +28,11 @@ from kvsup.events import Event, describe
         ),
         (events.KVWarning("m", "K is not rotated"), "m: K is not rotated"),
         (events.Died("m", "died of a signal"), "m: died of a signal"),
+        (events.Hung("m", "silent for 90 s"), "m: hangs: silent for 90 s; it is ended"),
+        (
+            events.Hung("m", "silent for 90 s", dry_run=True),
+            "m: hangs: silent for 90 s; left alone, watchdog.dry_run is set",
+        ),
         (events.Evidence("m", "/s/1.json"), "m: evidence of its end is in /s/1.json"),
         (
             events.Replayed("m", "replayed", 0, 0.5, "hung"),
@@ -55,6 +60,8 @@ from kvsup.events import Event, describe
             "configuration read again: changed a, b; removed c",
         ),
         (events.Reloaded((), (), ()), "configuration read again: nothing changed"),
+        (events.Began(7, "0.1.0"), "kvsup 0.1.0 started (pid 7)"),
+        (events.Ended(7), "kvsup ended (pid 7)"),
     ],
 )
 def test_describe_of_an_event_is_one_line(event: Event, line: str) -> None:

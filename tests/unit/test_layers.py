@@ -15,7 +15,7 @@ PURE = (
     "decode", "environment", "restart", "lifecycle", "residency", "events", "checks", "plan",
     "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
     "measures", "capacity", "placement", "architectures", "kvlooks", "slowpaths", "kvchoice",
-    "divergence", "pareto",
+    "divergence", "pareto", "history", "why",
 )  # fmt: skip
 """Modules without clock, log, disk or ``await``, beside ``llama`` and ``ollama``."""
 
@@ -57,6 +57,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "lifecycle": (),
     "residency": ("units",),
     "events": ("units",),
+    "history": ("events", "restart", "units", "msgspec"),
+    "why": ("history", "units", "msgspec"),
     "checks": ("config", "kvlooks", "kvrules", "kvtypes", "llama", "modelshape", "ollama"),
     "plan": (
         "capacity",

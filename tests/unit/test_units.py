@@ -11,6 +11,7 @@ from kvsup.units import (
     FOREVER_S,
     format_bytes,
     format_duration,
+    format_span,
     parse_bytes,
     parse_duration,
     parse_duration_setting,
@@ -143,3 +144,15 @@ def test_parse_bytes_of_a_formatted_size_is_near_it(n_bytes: float) -> None:
     shown = parse_bytes(format_bytes(math.floor(n_bytes)))
 
     assert shown == pytest.approx(n_bytes, rel=0.01, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1.0, "0.0 s"), (0.42, "0.4 s"), (40.0, "40 s"), (99.0, "99 s"), (100.0, "2 min"),
+        (5940.0, "99 min"), (6000.0, "2 h"), (71 * 3600.0, "71 h"), (86400.0 * 5, "5 days"),
+    ],
+)  # fmt: skip
+def test_span_is_told_in_the_unit_that_fits(seconds: float, text: str) -> None:
+    """One number, coarse enough to be read at a glance."""
+    assert format_span(seconds) == text
