@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from kvsup.api.exchange import JSON, SSE, Exchange, Header
-from kvsup.api.survival import Survival, fingerprint_of, surviving
+from kvsup.api.survival import Survival, surviving
 from kvsup.errors import Diverged, EngineError, UpstreamError
 from kvsup.events import Rescue
 from kvsup.fitting import Asked, unmet
@@ -94,7 +94,9 @@ async def relay(
         make_answer=make_answer,
         mode=instance.plan.model.resume,
     )
-    await _carried(instance, fingerprint_of(path, body), passage.attempt, passage.reopen)
+    await _carried(
+        instance, path, body, passage.attempt, reopen=passage.reopen, n_tokens=passage.n_tokens
+    )
 
 
 async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
@@ -103,7 +105,7 @@ async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
     async def attempt(upstream: Upstream, _survival: Survival) -> tuple[int, bytes]:
         return await upstream.fetch("POST", path, body=body)
 
-    status, answer = await _carried(instance, fingerprint_of(path, body), attempt)
+    status, answer = await _carried(instance, path, body, attempt)
     if status >= 400:
         raise _engine_error(status, answer)
     return answer
@@ -111,12 +113,15 @@ async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
 
 async def _carried(
     instance: Instance,
-    fingerprint: str,
+    path: str,
+    body: bytes,
     attempt: Callable[[Upstream, Survival], Awaitable[T]],
+    *,
     reopen: Callable[[UpstreamError], bool] = lambda _: True,
+    n_tokens: Callable[[], int] = lambda: 0,
 ) -> T:
     """Return what ``attempt`` does, on as many processes as it takes; ``reopen`` says if it may."""
-    with surviving(instance, fingerprint) as survival:
+    with surviving(instance, path, body, n_tokens=n_tokens) as survival:
         upstream = await survival.upstream()
         while True:
             try:
@@ -157,6 +162,10 @@ class _Passage:
         self._took_s = 0.0
         """How long the last attempt took until it broke off."""
         self._tokens_per_s: float | None = None
+
+    def n_tokens(self) -> int:
+        """Return how many tokens of the answer the client has."""
+        return self._seam.n_delivered_tokens
 
     async def attempt(self, upstream: Upstream, survival: Survival) -> None:
         """Run it on ``upstream`` to its end."""

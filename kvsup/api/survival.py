@@ -1,7 +1,7 @@
 """A request outlives its llama-server: where it runs again, and what it is told if it cannot."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 
@@ -22,14 +22,19 @@ def fingerprint_of(path: str, body: bytes) -> str:
 
 
 @contextmanager
-def surviving(instance: Instance, fingerprint: str) -> "Iterator[Survival]":
+def surviving(
+    instance: Instance, path: str, body: bytes, *, n_tokens: Callable[[], int]
+) -> "Iterator[Survival]":
     """Yield the survival of one request on the leased ``instance``; tell if it was lost.
+
+    ``n_tokens`` returns how much of the answer its client has.
 
     Raises:
         Poisoned: one like it was convicted lately.
     """
     name = instance.plan.name
-    case = instance.docket.open(fingerprint)
+    fingerprint = fingerprint_of(path, body)
+    case = instance.docket.open(fingerprint, route=path, n_tokens=n_tokens)
     survival = Survival(instance, case)
     try:
         yield survival

@@ -7,6 +7,7 @@ the others come through.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
@@ -29,6 +30,10 @@ class Case:
     """One request of an instance, as far as deaths concern it."""
 
     fingerprint: str
+    route: str = ""
+    """Path of its endpoint."""
+    n_tokens: Callable[[], int] = lambda: 0
+    """Returns how much of the answer its client has."""
     deaths: list[Exit] = field(default_factory=list)
     """Those that count against it."""
     verdict: Poisoned | None = None
@@ -44,10 +49,19 @@ class Docket:
         self._running: dict[Upstream, list[Case]] = {}
         self._suspects: list[Case] = []
         self._convicted: dict[str, tuple[float, str]] = {}
+        self.struck: list[Case] = []
+        """Those that ran on the last process that died."""
         self._news = anyio.Event()
 
-    def open(self, fingerprint: str) -> Case:
+    def open(
+        self, fingerprint: str, *, route: str = "", n_tokens: Callable[[], int] = lambda: 0
+    ) -> Case:
         """Take up a request, which is to be closed.
+
+        Args:
+            fingerprint: by which it is known again.
+            route: path of its endpoint.
+            n_tokens: returns how much of the answer its client has, for evidence.
 
         Raises:
             Poisoned: one like it was convicted lately.
@@ -55,7 +69,7 @@ class Docket:
         at_s, text = self._convicted.get(fingerprint, (-REMEMBERED_S, ""))
         if time.monotonic() - at_s < REMEMBERED_S:
             raise Poisoned(text)
-        case = Case(fingerprint)
+        case = Case(fingerprint, route, n_tokens)
         self._cases.append(case)
         return case
 
@@ -93,6 +107,7 @@ class Docket:
     def died(self, upstream: Upstream, end: Exit) -> list[Exit]:
         """Judge those that ran on a process that ended; return deaths that are not the model's."""
         cases = [case for case in self._running.pop(upstream, []) if case in self._cases]
+        self.struck = cases
         if not end.cause.may_be_a_requests:
             return []
         forgiven: list[Exit] = []

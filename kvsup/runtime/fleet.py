@@ -64,12 +64,12 @@ class Fleet:
         *,
         store: Remembered,
         emit: Callable[[events.Event], None],
+        note: Callable[[Instance, events.Event], None] = lambda *_: None,
     ) -> None:
         self._host = host
         self._emit = emit
-        self._roster = Roster(
-            plans, make=partial(make_instance, store=store, emit=emit, on_change=self._changed)
-        )
+        make = partial(make_instance, store=store, emit=emit, note=note, on_change=self._changed)
+        self._roster = Roster(plans, make=make)
         self._resident: dict[str, Instance] = {}
         self._queue: list[_Ticket] = []
         self._tasks: TaskGroup | None = None
@@ -298,7 +298,8 @@ class Fleet:
                 self._grant(ticket)
             case Go(evict=victims):
                 for key in victims:
-                    self._resident[key].stop(f"to make room for {instance.plan.name}")
+                    other = instance.plan.name
+                    self._resident[key].stop(f"to make room for {other}", room_for=other)
             case Wait(blockers=blockers):
                 return {key for key in blockers if not self._is_protected(self._resident[key])}
             case Refuse(reason=reason):

@@ -78,6 +78,7 @@ class Instance:
         self._tenure: Tenure | None = None
         self._upstream: Upstream | None = None
         self._stop_why: str | None = None
+        self._room_for: str | None = None
         self._drain_until_s = math.inf
         self._down_since_s = math.inf
         self._news = anyio.Event()
@@ -206,10 +207,13 @@ class Instance:
         """Take back an earlier ``stop``; called in the same step that grants a lease and starts."""
         self._stop_why, self._drain_until_s = None, math.inf
 
-    def stop(self, why: str, *, drain_s: float = math.inf) -> None:
-        """Ask it to stop once its leases are gone, at the latest in ``drain_s`` seconds."""
+    def stop(self, why: str, *, drain_s: float = math.inf, room_for: str | None = None) -> None:
+        """Ask it to stop once its leases are gone, at the latest in ``drain_s`` seconds.
+
+        ``room_for`` is the model that needs its memory, where that is why.
+        """
         if self._stop_why is None:
-            self._stop_why = why
+            self._stop_why, self._room_for = why, room_for
         self._drain_until_s = min(self._drain_until_s, time.monotonic() + drain_s)
         self.notify()
 
@@ -363,7 +367,7 @@ class Instance:
         self._upstream = None
         was_ready = self.state is State.DRAINING
         self._enter(State.STOPPING)
-        self.emit(events.Stopping(self.plan.name, self._stop_why or ""))
+        self.emit(events.Stopping(self.plan.name, self._stop_why or "", self._room_for))
         grace_s = self.plan.model.stop_timeout_s
         was_killed = await tenure.stop(was_ready=was_ready, grace_s=grace_s)
         now_s = time.monotonic()

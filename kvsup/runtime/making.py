@@ -14,15 +14,25 @@ def make_instance(
     *,
     store: Remembered,
     emit: Callable[[events.Event], None],
+    note: Callable[[Instance, events.Event], None],
     on_change: Callable[[], None],
     is_trial: bool,
 ) -> Instance:
-    """Return the instance of a plan, which knows what was measured of it and keeps what will be."""
-    return Instance(
+    """Return the instance of a plan, which knows what was measured of it and keeps what will be.
+
+    ``note`` is told what happens with the instance that it happens to, before ``emit`` is.
+    """
+
+    def tell(event: events.Event) -> None:
+        note(instance, event)
+        emit(event)
+
+    instance = Instance(
         plan,
-        emit=emit,
+        emit=tell,
         on_change=on_change,
         on_ready=lambda instance: learn(store, instance.plan, instance.measured),
         is_trial=is_trial,
         remembered=remembered_sizes(store, plan),
     )
+    return instance

@@ -1,0 +1,176 @@
+"""The history of models in the state folder: lines of JSON, and evidence beside them.
+
+``STATE/history/NAME-DIGEST.jsonl`` holds the records of one model, ``kvsup.jsonl`` those of kvsup
+itself; ``STATE/evidence/NAME-DIGEST/TIME.json`` what was known at an end. All is private to the
+user, and bounded. Synchronous: the running kvsup calls it in a thread, the command line as it is.
+"""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from kvsup.history import Record
+
+MAX_RECORDS = 1000
+"""Kept of each model, in memory and on disk."""
+
+MAX_AGE_S = 30 * 86400.0
+"""Older records are dropped."""
+
+MAX_FILE_BYTES = 512 << 10
+"""A file that grows beyond is written anew with its newer half."""
+
+MAX_EVIDENCE_FILES = 5
+"""Kept of each model; the oldest goes first."""
+
+_OWN = "kvsup"
+"""The file of what is about kvsup itself; names of models' files have a digest."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Record)
+
+
+class HistoryFiles:
+    """The history below one state folder; only one process writes there, it holds the lock."""
+
+    def __init__(self, state: Path) -> None:
+        self._history = state / "history"
+        self._evidence = state / "evidence"
+        self._to_rewrite: set[Path] = set()
+        """Files that end in a torn line, or may."""
+
+    def read(self, *, now_s: float) -> dict[str | None, list[Record]]:
+        """Return every record that is kept, by model and in order; None is kvsup itself.
+
+        A line that cannot be read is skipped: torn by a crash, or of an older kvsup.
+        """
+        found: dict[str | None, list[Record]] = {}
+        with suppress(OSError):
+            for path in sorted(self._history.glob("*.jsonl")):
+                for record in self._records(path):
+                    found.setdefault(record.model, []).append(record)
+        return {model: kept(records, now_s=now_s) for model, records in found.items()}
+
+    def append(
+        self, model: str | None, new: Sequence[Record], everything: Iterable[Record]
+    ) -> None:
+        """Add ``new`` to a model's file, or write it anew from ``everything`` where it must be.
+
+        Raises:
+            OSError: it cannot be written; the next call writes the file anew.
+        """
+        path = self._path(model)
+        data = b"".join(_ENCODER.encode(record) + b"\n" for record in new)
+        try:
+            _make_private(self._history)
+            if path in self._to_rewrite:
+                self._rewrite(path, everything)
+            elif _append(path, data) > MAX_FILE_BYTES:
+                self._to_rewrite.add(path)
+                self._rewrite(path, everything)
+        except OSError:
+            self._to_rewrite.add(path)
+            raise
+        self._to_rewrite.discard(path)
+
+    def keep_evidence(self, model: str, document: object, *, at_s: float) -> Path:
+        """Write what was known at an end, drop the oldest of it, and return its path.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        folder = self._evidence / _file_name(model)
+        _make_private(self._evidence)
+        _make_private(folder)
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(at_s))
+        path = folder / f"{stamp}.{int(at_s * 1000) % 1000:03d}.json"
+        data = msgspec.json.format(msgspec.json.encode(document), indent=1)
+        _replace(path, data)
+        for old in sorted(folder.glob("*.json"))[:-MAX_EVIDENCE_FILES]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def _records(self, path: Path) -> list[Record]:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return []
+        records = [record for line in data.splitlines() if (record := _decoded(line)) is not None]
+        if len(records) < data.count(b"\n") or not data.endswith(b"\n"):
+            self._to_rewrite.add(path)
+        return records
+
+    def _rewrite(self, path: Path, records: Iterable[Record]) -> None:
+        lines = [_ENCODER.encode(record) + b"\n" for record in records]
+        size_bytes = sum(map(len, lines))
+        for first, line in enumerate(lines):
+            if size_bytes <= MAX_FILE_BYTES // 2:
+                _replace(path, b"".join(lines[first:]))
+                return
+            size_bytes -= len(line)
+        _replace(path, b"")
+
+    def _path(self, model: str | None) -> Path:
+        return self._history / f"{_OWN if model is None else _file_name(model)}.jsonl"
+
+
+def kept(records: Sequence[Record], *, now_s: float) -> list[Record]:
+    """Return the newest ``MAX_RECORDS`` of ``records`` that are not too old."""
+    return [r for r in records[-MAX_RECORDS:] if now_s - r.at_s <= MAX_AGE_S]
+
+
+def _decoded(line: bytes) -> Record | None:
+    try:
+        return _DECODER.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _file_name(model: str) -> str:
+    """Return a name that no other model has, whatever is in it, and that a person knows."""
+    digest = hashlib.sha256(model.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{_UNSAFE.sub('_', model)[:60]}-{digest}"
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder in one that is there, mode 0700, whatever the umask is."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def _append(path: Path, data: bytes) -> int:
+    """Append to a file and return its size; mode 0600."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _write(file, data)
+        return os.fstat(file).st_size
+    finally:
+        os.close(file)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a whole file, mode 0600, so that whoever reads sees the old or the new one."""
+    beside = path.with_suffix(f".{os.getpid()}")
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        _write(file, data)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(file)
+    beside.replace(path)
+
+
+def _write(file: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
