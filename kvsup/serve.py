@@ -18,7 +18,7 @@ import psutil
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
 
-from kvsup import events
+from kvsup import __version__, events
 from kvsup.api.app import Store, create_app
 from kvsup.api.auth import is_loopback
 from kvsup.api.protocol import Door, Patience, Protocol
@@ -27,8 +27,11 @@ from kvsup.config import HostConfig
 from kvsup.errors import ConfigError, KvsupError
 from kvsup.plan import Plan
 from kvsup.runtime import files, orphans, paths
+from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.configdir import Configuration, read_configuration
+from kvsup.runtime.evidence import Witness
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.paths import LLAMA_CONFIG
 from kvsup.runtime.remembered import Remembered
 from kvsup.tuning.prober import Prober
@@ -86,11 +89,14 @@ class Supervisor:
         self._configuration = configuration
         self._environ = environ
         self._keys_needed = keys_needed
+        files = HistoryFiles(configuration.state_dir)
+        self._chronicle = Chronicle(files, version=__version__, emit=self._emit)
         self._fleet = Fleet(
             configuration.plans,
             configuration.host,
             store=Remembered(configuration.state_dir),
-            emit=_log_event,
+            emit=self._emit,
+            note=Witness(self._chronicle.keep).note,
         )
         self._fleet_ended = anyio.Event()
         self._one_at_a_time = anyio.CapacityLimiter(1)
@@ -108,7 +114,13 @@ class Supervisor:
             trash=self._configuration.state_dir / "deleted",
             reload=self.reload,
         )
-        app = create_app(self._fleet, host, store=store, keys=lambda: self._configuration.keys)
+        app = create_app(
+            self._fleet,
+            host,
+            store=store,
+            chronicle=self._chronicle,
+            keys=lambda: self._configuration.keys,
+        )
         max_files = files.raise_limit()
         server = _Server(
             uvicorn.Config(
@@ -131,6 +143,7 @@ class Supervisor:
             )
         )
         async with anyio.create_task_group() as tasks:
+            await tasks.start(self._chronicle.run)
             await tasks.start(self._run_fleet, server)
             await tasks.start(self._obey_signals, server, tasks)
             tasks.start_soon(self._prober().run)
@@ -148,7 +161,7 @@ class Supervisor:
             self._fleet,
             store,
             idle_s=lambda: self._configuration.host.probe_after_s,
-            emit=_log_event,
+            emit=self._emit,
             reload=self._reload_or_tell,
         )
 
@@ -174,6 +187,10 @@ class Supervisor:
         if fixed:
             logger.warning("%s: takes effect when kvsup starts again", ", ".join(fixed))
         self._fleet.replace(self._configuration.plans, new)
+
+    def _emit(self, event: events.Event) -> None:
+        _log_event(event)
+        self._chronicle.note(event)
 
     async def _run_fleet(self, server: uvicorn.Server, *, task_status: TaskStatus[None]) -> None:
         await self._fleet.run(task_status=task_status)

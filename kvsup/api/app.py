@@ -35,9 +35,11 @@ from kvsup.api.passthrough import (
 )
 from kvsup.api.router import RouterHandlers
 from kvsup.api.show import ShowHandlers
+from kvsup.api.why import WhyHandlers
 from kvsup.config import HostConfig
 from kvsup.keys import KeyRing
 from kvsup.ollama.access import OriginRules
+from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.images import Images
 
@@ -63,7 +65,12 @@ class Store:
 
 
 def create_app(
-    fleet: Fleet, host: HostConfig, *, store: Store, keys: Callable[[], KeyRing | None]
+    fleet: Fleet,
+    host: HostConfig,
+    *,
+    store: Store,
+    chronicle: Chronicle,
+    keys: Callable[[], KeyRing | None],
 ) -> ASGIApp:
     """Return the ASGI application that serves ``fleet``.
 
@@ -71,6 +78,7 @@ def create_app(
         fleet: the instances.
         host: addresses, origins and the body limit.
         store: what the catalogue's changes write to.
+        chronicle: what happened to the models.
         keys: returns the API keys as they are now, None where none is asked for.
 
     Raises:
@@ -78,7 +86,7 @@ def create_app(
     """
     most_bytes = host.max_bodies_memory_bytes or 4 * host.max_body_bytes
     room = BodyRoom(max_body_bytes=host.max_body_bytes, max_bodies_bytes=most_bytes)
-    routes = _routes(fleet, store, room=room, images=Images(host.image_hosts))
+    routes = _routes(fleet, store, chronicle, room=room, images=Images(host.image_hosts))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
     app.router.redirect_slashes = False
     return Guard(
@@ -91,7 +99,9 @@ def create_app(
     )
 
 
-def _routes(fleet: Fleet, store: Store, *, room: BodyRoom, images: Images) -> list[BaseRoute]:
+def _routes(
+    fleet: Fleet, store: Store, chronicle: Chronicle, *, room: BodyRoom, images: Images
+) -> list[BaseRoute]:
     def serve(
         path: str, handler: Handler, methods: set[str] = _POST, shape: ErrorShape = OLLAMA
     ) -> BaseRoute:
@@ -106,6 +116,7 @@ def _routes(fleet: Fleet, store: Store, *, room: BodyRoom, images: Images) -> li
     )
     passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
     control = ControlHandlers(fleet, reload=store.reload)
+    why = WhyHandlers(fleet, chronicle)
     return [
         serve("/", _hello, _BOTH),
         serve("/health", _health, _BOTH),
@@ -145,6 +156,8 @@ def _routes(fleet: Fleet, store: Store, *, room: BodyRoom, images: Images) -> li
         serve("/models/sse", router.sse, _GET, OPENAI),
         serve("/upstream/{rest:path}", passthrough.upstream, {"GET", "POST", "DELETE"}, OPENAI),
         serve("/kvsup/models", control.models, _GET),
+        serve("/kvsup/why", why.all, _GET),
+        serve("/kvsup/why/{name:path}", why.one, _GET),
         serve("/kvsup/stop", control.stop),
         serve("/kvsup/reset", control.reset),
         serve("/kvsup/reload", control.reload),

@@ -186,6 +186,8 @@ _KVSUP = (
     _Route("get", "/openapi.json", "This document."),
     _Route("get head", "/health /v1/health", "Say that it runs."),
     _Route("get", "/kvsup/models", "Every model with its state.", answer="Models"),
+    _Route("get", "/kvsup/why", "Why each model is as it is.", answer="Models"),
+    _Route("get", "/kvsup/why/{model}", "Why a model is as it is, and its history."),
     _Route("get", "/kvsup/logs/{model}", "A llama-server's log.", answer="", stream=_TEXT),
     _Route("post", "/kvsup/stop", "Unload a model once it is idle.", "ModelRequest"),
     _Route("post", "/kvsup/reset", "Let a failed model be tried again.", "ModelRequest"),

@@ -23,6 +23,17 @@ def get(path: str) -> Any:
     return _checked(_send("GET", path)).json()
 
 
+def get_if_running(path: str) -> Any | None:
+    """Return the JSON answer of a GET; None where no kvsup answers, or what answers is none."""
+    try:
+        with _client() as client:
+            answer = client.get(path)
+    except httpx.TransportError:
+        return None
+    is_json = answer.headers.get("content-type", "").startswith("application/json")
+    return _checked(answer).json() if is_json else None
+
+
 def post(path: str, body: Mapping[str, object]) -> Any:
     """Return the JSON answer of a POST."""
     return _checked(_send("POST", path, json=dict(body))).json()

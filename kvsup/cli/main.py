@@ -119,6 +119,20 @@ def show(model: Model, config: ConfigOption = None, as_json: AsJson = False) -> 
 
 
 @app.command()
+def why(
+    model: Annotated[
+        str | None, typer.Argument(help="Name of a model.", show_default=False)
+    ] = None,
+    last: Annotated[int, typer.Option(min=0, help="Lines of its timeline to print.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a model is as it is, and how it came about; without a model, a line for each."""
+    from kvsup.cli.why import show as show_why
+
+    show_why(model, n_lines=last, as_json=as_json)
+
+
+@app.command()
 def stop(model: Model) -> None:
     """Unload a model of the running kvsup once its requests have ended."""
     from kvsup.cli import client

@@ -125,6 +125,7 @@ def test_scope_of_using_and_listing_is_infer(method: str, path: str) -> None:
         ("GET", "/kvsup/models"),
         ("POST", "/kvsup/stop"),
         ("GET", "/kvsup/logs/m"),
+        ("GET", "/kvsup/why/m"),
         ("POST", "/api/pull"),
         ("POST", "/api/push"),
         ("POST", "/api/create"),

@@ -21,7 +21,9 @@ from kvsup.config import HostConfig
 from kvsup.ollama import requests
 from kvsup.ollama.options import OPTIONS
 from kvsup.openai import requests as openai_requests
+from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.remembered import Remembered
 from tests import contract
 
@@ -164,6 +166,7 @@ def _app_routes() -> list[Route]:
     routes = _routes(
         Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None),
         store,
+        Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None),
         max_body_bytes=1024,
     )
     return [route for route in routes if isinstance(route, Route)]

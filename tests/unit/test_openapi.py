@@ -15,7 +15,9 @@ from kvsup.api.openapi import document
 from kvsup.config import HostConfig
 from kvsup.ollama import requests
 from kvsup.ollama.options import OPTIONS
+from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.remembered import Remembered
 
 DOCUMENT: dict[str, Any] = document("1.2.3")
@@ -32,7 +34,8 @@ def _routes() -> list[Route]:
     host, nowhere = HostConfig(), Path("nowhere")
     fleet = Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None)
     store = Store(folder=nowhere, trash=nowhere, reload=_reload)
-    app: Any = create_app(fleet, host, store=store, keys=lambda: None)
+    chronicle = Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None)
+    app: Any = create_app(fleet, host, store=store, chronicle=chronicle, keys=lambda: None)
     while not hasattr(app, "routes"):
         app = app._app
     return [route for route in app.routes if isinstance(route, Route)]
