@@ -244,6 +244,9 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "duration", 'Time without any request after which a new KV pair is probed; "-1": never.'
         ),
     ] = field(default=20.0, name="probe_after")
+    watch: Annotated[
+        bool, _doc("Take up edits, new weights and new llama-servers as they come.")
+    ] = True
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _doc("Least severe line to print.")
     ] = "info"

@@ -9,6 +9,9 @@ Rescue = Literal["replayed", "resumed", "continued"]
 """How a request outlived its process: run anew before its client had a byte; run anew with what the
 client had dropped; or gone on from what the client had."""
 
+Damage = Literal["written", "deleted"]
+"""What happened to a file that a llama-server has mapped; one that was replaced is left to it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
@@ -210,6 +213,23 @@ class Ended:
     pid: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadRefused:
+    """The configuration folder is wrong; what is in force stays."""
+
+    reason: str
+    """Every problem, one a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFileChanged:
+    """A file of weights is no longer what a llama-server has mapped."""
+
+    model: str
+    path: str
+    damage: Damage
+
+
 Event = (
     Spawned
     | Ready
@@ -231,6 +251,8 @@ Event = (
     | Reloaded
     | Began
     | Ended
+    | ReloadRefused
+    | ModelFileChanged
 )
 
 
@@ -300,12 +322,26 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
             lists = {"changed": event.changed, "added": event.added, "removed": event.removed}
             words = [f"{what} {', '.join(names)}" for what, names in lists.items() if names]
             return f"configuration read again: {'; '.join(words) or 'nothing changed'}"
-
+        case ReloadRefused():
+            return f"configuration not taken up, the one before stays in force:\n{event.reason}"
+        case ModelFileChanged(damage="deleted"):
+            return (
+                f"{event.model}: {event.path} was deleted; the llama-server that has it goes on, "
+                "none can load it again"
+            )
+        case ModelFileChanged():
+            return (
+                f"{event.model}: {event.path} was written to while a llama-server has it mapped, "
+                "which may answer nonsense or die; it stops once it is idle. Write new weights "
+                "beside it and rename them over it"
+            )
         case Began():
             return f"kvsup {event.version} started (pid {event.pid})"
         case Ended():
             return f"kvsup ended (pid {event.pid})"
 
 
-WARNINGS = (SizeDiffers, KVWarning, Hung, Died, Lost, Poisoned, GaveUp)
+WARNINGS = (
+    SizeDiffers, KVWarning, Hung, Died, Lost, Poisoned, GaveUp, ReloadRefused, ModelFileChanged
+)  # fmt: skip
 """Events that are logged as warnings."""

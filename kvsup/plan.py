@@ -49,6 +49,8 @@ class ModelFile:
     modified_ns: int
     stamp: str
     """Changes when a file is replaced or written, the chat template's included."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """Path and stamp of each file of weights that a llama-server may map, the draft's included."""
     template: str | None = None
     """The Jinja chat template in force: the file that the TOML names, else the GGUF's own."""
     projector: Metadata | None = None
@@ -267,7 +269,7 @@ def _decide(
     bare = build_argv(binary, model, socket="", pooling=pooling)
     auto = ("num_ctx = auto",) if configured.num_ctx_is_auto else ()
     variables = (f"{name}={value}" for name, value in sorted(model.env.items()))
-    identity = _digest(*bare, *auto, *variables, file.stamp)
+    identity = _digest(*bare, *auto, *variables, file.stamp, binary.stamp)
     digest = _digest(msgspec.json.encode(canonical(model)).decode(), file.stamp)
     if num_ctx is not None:
         model, notes = settle(msgspec.structs.replace(configured, num_ctx=num_ctx))

@@ -7,13 +7,11 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import psutil
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
@@ -22,17 +20,17 @@ from kvsup import __version__, events
 from kvsup.api.app import Store, create_app
 from kvsup.api.auth import is_loopback
 from kvsup.api.protocol import Door, Patience, Protocol
-from kvsup.checks import model_advice
 from kvsup.config import HostConfig
 from kvsup.errors import ConfigError, KvsupError
-from kvsup.plan import Plan
 from kvsup.runtime import files, orphans, paths
 from kvsup.runtime.chronicle import Chronicle
-from kvsup.runtime.configdir import Configuration, read_configuration
+from kvsup.runtime.configdir import Configuration
 from kvsup.runtime.evidence import Witness
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
+from kvsup.runtime.notifying import Notifier
 from kvsup.runtime.paths import LLAMA_CONFIG
+from kvsup.runtime.reloading import Reloader, tell_plans
 from kvsup.runtime.remembered import Remembered
 from kvsup.tuning.prober import Prober
 from kvsup.tuning.trial import reap_trials
@@ -42,20 +40,6 @@ logger = logging.getLogger("kvsup")
 _BACKLOG = 2048
 _LONG_S = 10**9
 """Longer waits than uvloop counts."""
-
-_FIXED = {
-    "host": "host",
-    "port": "port",
-    "origins": "origins",
-    "state_dir": "state_dir",
-    "max_body_bytes": "max_body",
-    "max_bodies_memory_bytes": "max_bodies_memory",
-    "client_timeout_s": "client_timeout",
-    "idle_timeout_s": "idle_timeout",
-    "slow_reader_timeout_s": "slow_reader_timeout",
-    "image_hosts": "image_hosts",
-}
-"""Fields of the host, and their keys, that hold as they were when kvsup started."""
 
 _OPEN = (
     "other machines can reach {host}, and there are no API keys; set api_keys in kvsup.toml, "
@@ -86,8 +70,6 @@ class Supervisor:
         *,
         keys_needed: bool,
     ) -> None:
-        self._configuration = configuration
-        self._environ = environ
         self._keys_needed = keys_needed
         files = HistoryFiles(configuration.state_dir)
         self._chronicle = Chronicle(files, version=__version__, emit=self._emit)
@@ -98,9 +80,21 @@ class Supervisor:
             emit=self._emit,
             note=Witness(self._chronicle.keep).note,
         )
+        self._notifier = Notifier(environ)
+        self._reloader = Reloader(
+            configuration,
+            environ,
+            fleet=self._fleet,
+            check=self._check,
+            emit=self._emit,
+            notifier=self._notifier,
+        )
         self._fleet_ended = anyio.Event()
-        self._one_at_a_time = anyio.CapacityLimiter(1)
         self._is_stopping = False
+
+    @property
+    def _configuration(self) -> Configuration:
+        return self._reloader.configuration
 
     async def run(self, listener: socket.socket, *, listening: Callable[[], None]) -> None:
         """Serve until a signal ends it, then stop in order.
@@ -112,7 +106,8 @@ class Supervisor:
         store = Store(
             self._configuration.folder,
             trash=self._configuration.state_dir / "deleted",
-            reload=self.reload,
+            reload=self._reloader.reload,
+            refusal=lambda: str(self._reloader.refusal or "") or None,
         )
         app = create_app(
             self._fleet,
@@ -147,9 +142,12 @@ class Supervisor:
             await tasks.start(self._run_fleet, server)
             await tasks.start(self._obey_signals, server, tasks)
             tasks.start_soon(self._prober().run)
+            tasks.start_soon(self._reloader.watch)
+            tasks.start_soon(self._notifier.keep_alive)
             gc.collect()
             gc.freeze()
             listening()
+            self._notifier.ready(self._reloader.status)
             await server.serve(sockets=[listener])
             self._fleet.close(drain_s=0.0)
             await self._fleet_ended.wait()
@@ -162,31 +160,13 @@ class Supervisor:
             store,
             idle_s=lambda: self._configuration.host.probe_after_s,
             emit=self._emit,
-            reload=self._reload_or_tell,
+            reload=self._reloader.reload_or_tell,
         )
 
-    async def reload(self) -> None:
-        """Read the configuration folder again and take up what changed.
-
-        Raises:
-            ConfigError: something is wrong in it; nothing has changed.
-        """
-        old = self._configuration.host
-        configuration = await anyio.to_thread.run_sync(
-            partial(read_configuration, may_be_empty=True),
-            self._configuration.folder,
-            self._environ,
-            limiter=self._one_at_a_time,
-        )
+    def _check(self, configuration: Configuration) -> None:
+        """Raise ConfigError if others could call from then on without a key."""
         if self._keys_needed and configuration.keys is None:
-            raise ConfigError(_OPEN.format(host=old.host))
-        _tell(configuration.plans, told=self._fleet.plans())
-        self._configuration = configuration
-        new = configuration.host
-        fixed = [key for field, key in _FIXED.items() if getattr(old, field) != getattr(new, field)]
-        if fixed:
-            logger.warning("%s: takes effect when kvsup starts again", ", ".join(fixed))
-        self._fleet.replace(self._configuration.plans, new)
+            raise ConfigError(_OPEN.format(host=self._configuration.host.host))
 
     def _emit(self, event: events.Event) -> None:
         _log_event(event)
@@ -197,14 +177,6 @@ class Supervisor:
         self._fleet_ended.set()
         server.force_exit = True  # whoever still follows a log does not hold the exit up
 
-    async def _reload_or_tell(self) -> None:
-        try:
-            await self.reload()
-        except ConfigError as error:
-            logger.warning("configuration not taken up:\n%s", error)
-        except Exception:  # a bug in reading must not end what runs
-            logger.exception("configuration not taken up: a bug in kvsup")
-
     async def _obey_signals(
         self, server: uvicorn.Server, tasks: TaskGroup, *, task_status: TaskStatus[None]
     ) -> None:
@@ -212,7 +184,7 @@ class Supervisor:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
-                    tasks.start_soon(self._reload_or_tell)
+                    tasks.start_soon(self._reloader.reload_or_tell)
                 elif self._is_stopping:
                     logger.info("second signal: running requests are cut off")
                     self._fleet.close(drain_s=0.0)
@@ -220,6 +192,8 @@ class Supervisor:
                 else:
                     self._is_stopping = True
                     logger.info("%s: shutting down", signal.Signals(number).name)
+                    self._notifier.stopping()
+                    self._reloader.stop()
                     self._fleet.close(drain_s=self._configuration.host.shutdown_timeout_s)
                     server.should_exit = True
 
@@ -268,7 +242,7 @@ def run(
                 logger.info("API keys: %s", ", ".join(scopes))
             elif is_reachable:
                 logger.warning("whoever reaches %s can use every model: no API keys", host.host)
-            _tell(configuration.plans)
+            tell_plans(configuration.plans)
             if LLAMA_CONFIG.exists():
                 logger.warning("every llama-server reads %s, too", LLAMA_CONFIG)
 
@@ -347,23 +321,6 @@ def _lock(state: Path) -> Iterator[None]:
         if not paths.make_private(state):
             logger.warning("others may look into state_dir %s; chmod it to 700", state)
         yield
-
-
-def _tell(plans: Iterable[Plan], *, told: Iterable[Plan] = ()) -> None:
-    """Log what owners should know of how their models were decided, but for what was told."""
-    known = {(plan.name, word) for plan in told for word in (*plan.notes, *_warnings(plan))}
-    for plan in plans:
-        for level, words in ((logging.INFO, plan.notes), (logging.WARNING, _warnings(plan))):
-            for word in words:
-                if (plan.name, word) not in known:
-                    logger.log(level, "%s: %s", plan.name, word)
-
-
-def _warnings(plan: Plan) -> list[str]:
-    draft = plan.file.draft.shape if plan.file.draft else None
-    advice = model_advice(plan.model, binary=plan.binary, shape=plan.file.shape, draft_shape=draft)
-    slow = plan.refusal or plan.slow_kv
-    return [*(f"{key}: {message}" for key, message in advice), *([slow] if slow else [])]
 
 
 def _log_event(event: events.Event) -> None:

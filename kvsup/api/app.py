@@ -62,6 +62,8 @@ class Store:
     """Where deleted files go."""
     reload: Callable[[], Awaitable[None]]
     """Reads the configuration again; raises ``ConfigError`` and changes nothing if it is wrong."""
+    refusal: Callable[[], str | None]
+    """Returns what is wrong with the folder, where it is not what is in force."""
 
 
 def create_app(
@@ -115,7 +117,7 @@ def _routes(
         fleet, folder=store.folder, trash=store.trash, reload=store.reload
     )
     passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
-    control = ControlHandlers(fleet, reload=store.reload)
+    control = ControlHandlers(fleet, reload=store.reload, refusal=store.refusal)
     why = WhyHandlers(fleet, chronicle)
     return [
         serve("/", _hello, _BOTH),

@@ -25,15 +25,23 @@ class _Named(msgspec.Struct):
 class ControlHandlers:
     """Management of one fleet."""
 
-    def __init__(self, fleet: Fleet, *, reload: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        reload: Callable[[], Awaitable[None]],
+        refusal: Callable[[], str | None],
+    ) -> None:
         self._fleet = fleet
         self._reload = reload
+        self._refusal = refusal
 
     async def models(self, exchange: Exchange) -> None:
         """Answer ``GET /kvsup/models``: every model with its state."""
         now_s = time.monotonic()
         models = [_described(instance, now_s) for instance in self._fleet.instances()]
-        answer = {"models": models, "waiting": self._fleet.n_waiting}
+        waiting, refused = self._fleet.n_waiting, self._refusal()
+        answer = {"models": models, "waiting": waiting, "refused_configuration": refused}
         await exchange.answer(msgspec.json.encode(answer))
 
     async def stop(self, exchange: Exchange) -> None:

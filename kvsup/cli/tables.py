@@ -63,6 +63,9 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
             console.print(f"{model['name']}: {sentence}", highlight=False)
     if answer["waiting"]:
         console.print(f"{answer['waiting']} requests wait")
+    if answer["refused_configuration"]:
+        console.print("configuration not taken up:", highlight=False)
+        console.print(answer["refused_configuration"], highlight=False)
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from kvsup.llama.argv import build_environment
 from kvsup.llama.binary import Binary, parse_binary
+from kvsup.runtime.filestamps import stamp_or_none
 from kvsup.runtime.remembered import Remembered
 
 _TIMEOUT_S = 20.0
@@ -18,8 +19,23 @@ _TIMEOUT_S = 20.0
 
 def default_binary(cache: Path) -> str | None:
     """Return the llama-server that ``kvsup setup`` fetched, else one on PATH, else None."""
-    fetched = (cache / "llama-server" / "current").resolve() / "llama-server"
+    fetched = current(cache).parent.resolve() / "llama-server"
     return str(fetched) if os.access(fetched, os.X_OK) else shutil.which("llama-server")
+
+
+def current(cache: Path) -> Path:
+    """Return the path of the llama-server in use, by the link that ``kvsup setup`` moves."""
+    return cache / "llama-server" / "current" / "llama-server"
+
+
+def files_of(path: str) -> list[Path]:
+    """Return the program at ``path`` and the libraries beside it, which a build replaces with it.
+
+    Raises:
+        OSError: there is no such program.
+    """
+    real = Path(path).resolve(strict=True)
+    return [real, *sorted(real.parent.glob("lib*.so*"))]
 
 
 def probe(path: str, *, state: Path, inherited: Mapping[str, str]) -> Binary:
@@ -33,7 +49,10 @@ def probe(path: str, *, state: Path, inherited: Mapping[str, str]) -> Binary:
     """
     if not os.access(path, os.X_OK) or not Path(path).is_file():
         raise ValueError(f"no such program: {path}; run kvsup setup, or set llama_server")
-    store, key = Remembered(state), _identity(path)
+    try:
+        store, key = Remembered(state), _identity(path)
+    except OSError as error:  # moved away just now
+        raise ValueError(f"{path} cannot be looked at: {error}; run kvsup setup") from error
     known = store.read("binaries", key, Binary)
     if known is not None:
         return msgspec.structs.replace(known, stamp=key)
@@ -49,10 +68,8 @@ def probe(path: str, *, state: Path, inherited: Mapping[str, str]) -> Binary:
 
 
 def _identity(path: str) -> str:
-    """Return a name that changes when the file, or what a launcher beside it runs, changes."""
-    real = Path(path).resolve()
-    status = real.stat()
-    facts = (path, real, status.st_size, status.st_mtime_ns, status.st_ino)
+    """Return a name that changes when the program, or a library beside it, changes."""
+    facts = [path, *(f"{file} {stamp_or_none(file)}" for file in files_of(path))]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ class Configuration:
     run_dir: Path
     keys: KeyRing | None
     """Who may call; None where no key is asked for."""
+    read_ns: int = 0
+    """When its reading began, as files' times count."""
 
 
 def read_configuration(
@@ -59,6 +62,7 @@ def read_configuration(
             f"{folder}: no such folder; make it and write one TOML file a model, "
             "or name another: kvsup run CONFIG_DIR"
         )
+    read_ns = time.time_ns()
     reading = _Reading(folder, environ)
     host = reading.host()
     keys = reading.keys(host)
@@ -68,7 +72,16 @@ def read_configuration(
     plans = [reading.plan(model, source, state, run) for model, source in models]
     if error := reading.error():
         raise error
-    return Configuration(folder, host, tuple(plan for plan in plans if plan), state, run, keys)
+    made = tuple(plan for plan in plans if plan)
+    return Configuration(folder, host, made, state, run, keys, read_ns)
+
+
+def toml_files(folder: Path, pattern: str = "*.toml") -> list[Path]:
+    """Return the files of a configuration folder, but hidden ones: editors keep locks and drafts.
+
+    ``.#chat.toml`` is Emacs's, a link to nowhere.
+    """
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def read_host(folder: Path, environ: Mapping[str, str]) -> tuple[HostConfig, ConfigError | None]:
@@ -98,7 +111,7 @@ class _Reading:
     def __post_init__(self) -> None:
         environment = read_environment(self.environ)
         self._environment = Source("environment", environment.table, spelling=environment.spelling)
-        files = sorted(self.folder.glob(self.only))
+        files = toml_files(self.folder, self.only)
         host_file = self.folder / paths.HOST_FILE
         self._host_file = self._source(host_file) if host_file in files else None
         keys = self._key_file()

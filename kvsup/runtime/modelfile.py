@@ -8,6 +8,7 @@ from kvsup.config import ModelConfig
 from kvsup.gguf import GGUFError, Metadata, has_fim_tokens, read_metadata_of, split_paths
 from kvsup.modelshape import shape_of
 from kvsup.plan import ModelFile
+from kvsup.runtime.filestamps import stamp_of
 
 
 def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]]:
@@ -49,6 +50,7 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         size_bytes=sum(weight.stat().st_size for weight in weights),
         modified_ns=path.stat().st_mtime_ns,
         stamp=";".join([*map(_stamp, (*parts, *others)), *([draft.stamp] if draft else [])]),
+        parts=(*((str(p), _stamp(p)) for p in parts), *(draft.parts if draft else ())),
         template=_template(model, headers[0]),
         projector=projector,
         tensors=tuple(tensor for header in headers for tensor in header.tensors),
@@ -89,9 +91,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> str:
-    """Return what changes when the file is replaced or written."""
-    status = path.stat()
-    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    return str(stamp_of(path))
 
 
 @lru_cache(maxsize=256)

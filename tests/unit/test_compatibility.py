@@ -162,7 +162,7 @@ def _app_routes() -> list[Route]:
     async def reload() -> None:
         """Change nothing."""
 
-    store = Store(folder=nowhere, trash=nowhere, reload=reload)
+    store = Store(folder=nowhere, trash=nowhere, reload=reload, refusal=lambda: None)
     routes = _routes(
         Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None),
         store,

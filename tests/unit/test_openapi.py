@@ -33,7 +33,7 @@ def _routes() -> list[Route]:
     """Return the routes of a kvsup without models, from below the layers around them."""
     host, nowhere = HostConfig(), Path("nowhere")
     fleet = Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None)
-    store = Store(folder=nowhere, trash=nowhere, reload=_reload)
+    store = Store(folder=nowhere, trash=nowhere, reload=_reload, refusal=lambda: None)
     chronicle = Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None)
     app: Any = create_app(fleet, host, store=store, chronicle=chronicle, keys=lambda: None)
     while not hasattr(app, "routes"):

@@ -1,0 +1,141 @@
+"""Notice what changes on disk of the files that a configuration is made of."""
+
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import anyio
+import anyio.to_thread
+
+from kvsup.events import Damage
+from kvsup.plan import Plan
+from kvsup.runtime import binaries, paths
+from kvsup.runtime.configdir import Configuration, toml_files
+from kvsup.runtime.filestamps import Stamp, stamp_or_none
+
+LOOK_S = 1.0
+"""Longest time between two looks: a link far up a path, or a network's disk, sends no event."""
+
+_STEP_MS = 100
+_GROUP_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The files of a configuration at one moment."""
+
+    listed: Mapping[Path, Stamp | None]
+    """Every TOML file of the folder."""
+    named: Mapping[Path, Stamp | None]
+    """Files that those name, and llama-servers; None where there is none."""
+    mapped: Mapping[Path, Stamp | None]
+    """Files of weights that llama-servers have loaded, whatever is configured now."""
+    folders: tuple[Path, ...]
+    """Where all these lie, as far as it is there."""
+
+    def changed(self, later: "Look") -> frozenset[Path]:
+        """Return the paths of the configuration behind which ``later`` has something else."""
+        now = {**later.listed, **later.named}
+        before = {**self.listed, **self.named}
+        return frozenset(p for p in before.keys() | now.keys() if before.get(p) != now.get(p))
+
+
+def look(configuration: Configuration, loaded: Iterable[Plan] = ()) -> Look:
+    """Return the files of ``configuration``, and those that ``loaded`` have mapped, as they are.
+
+    It asks the disk, which may be far away: call it in a thread.
+    """
+    listed = {path: stamp_or_none(path) for path in toml_files(configuration.folder)}
+    named = {path: stamp_or_none(path) for path in set(_named(configuration))}
+    mapped = {Path(path): stamp_or_none(Path(path)) for plan in loaded for path, _ in _mapped(plan)}
+    folders = {configuration.folder, *(path.parent for path in (*named, *mapped))}
+    return Look(listed, named, mapped, tuple(sorted(f for f in folders if f.is_dir())))
+
+
+def names(plan: Plan, changed: frozenset[Path]) -> bool:
+    """Say whether a file that ``plan`` is made of is among those that changed."""
+    return not changed.isdisjoint(_files_of(plan))
+
+
+def damages(plan: Plan, seen: Look) -> Iterator[tuple[str, Damage]]:
+    """Yield what ``seen`` tells of the files that a llama-server of ``plan`` has mapped.
+
+    A file that was replaced by another is none: the old one stays until nobody has it open.
+    """
+    for path, read in _mapped(plan):
+        now = seen.mapped.get(Path(path))
+        if now is None:
+            yield path, "deleted"
+        elif str(now) != read and _file(str(now)) == _file(read):
+            yield path, "written"
+
+
+async def turns(
+    folders: Callable[[], tuple[Path, ...]], *, stopped: anyio.Event
+) -> AsyncGenerator[None, None]:
+    """Yield when it is time to look: after something happened in ``folders``, and each ``LOOK_S``.
+
+    Where the system has no more watches to give, or a folder has just gone, the looks are all.
+    """
+    watchfiles = await anyio.to_thread.run_sync(_watchfiles)
+    while not stopped.is_set():
+        watched = folders()
+        try:
+            changes = watchfiles.awatch(
+                *watched,
+                watch_filter=None,
+                debounce=_GROUP_MS,
+                step=_STEP_MS,
+                rust_timeout=int(LOOK_S * 1000),
+                yield_on_timeout=True,
+                recursive=False,
+                stop_event=stopped,
+            )
+            async with aclosing(changes):
+                async for _ in changes:
+                    yield
+                    if folders() != watched:
+                        break
+        except (OSError, watchfiles.WatchfilesRustInternalError):
+            with anyio.move_on_after(LOOK_S):
+                await stopped.wait()
+            yield
+
+
+def _watchfiles() -> ModuleType:
+    """Import the library, which takes 40 ms, once something is watched."""
+    import watchfiles  # noqa: PLC0415 - see above
+
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    return watchfiles
+
+
+def _named(configuration: Configuration) -> Iterator[Path]:
+    """Yield every file but the TOML files that decides what the configuration means."""
+    for plan in configuration.plans:
+        yield from _files_of(plan)
+    yield binaries.current(paths.cache_dir())
+    if configuration.host.api_keys is not None:
+        yield Path(configuration.host.api_keys)
+
+
+def _files_of(plan: Plan) -> Iterator[Path]:
+    model = plan.model
+    yield from (Path(path) for path, _ in plan.file.parts)
+    yield from (Path(beside) for beside in (model.mmproj, model.template) if beside)
+    yield Path(plan.binary.path)
+    with suppress(OSError):  # it is gone
+        yield from binaries.files_of(plan.binary.path)
+
+
+def _mapped(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """Return the files that its llama-server maps into its memory, with their stamps as read."""
+    return () if plan.model.use_mmap is False else plan.file.parts
+
+
+def _file(stamped: str) -> list[str]:
+    """Return which file a stamp is of, whatever its contents."""
+    return stamped.split(":")[:2]
