@@ -26,6 +26,12 @@ def llama_server() -> Path:
     return _binary(BUILDS[0])
 
 
+@pytest.fixture(scope="session")
+def older_llama_server() -> Path:
+    """Return the older llama-server that kvsup is tested with."""
+    return _binary(OLDER)
+
+
 @pytest.fixture(scope="session", params=BUILDS)
 def any_build(request: pytest.FixtureRequest) -> Path:
     """Return each llama-server that kvsup is tested with."""

@@ -209,7 +209,7 @@ def test_reload_takes_up_an_edit_and_refuses_a_wrong_one(
 
     assert done == "configuration read again\n"
     assert with_new == after_wrong == {"broken", "smollm2", "smollm2:agent", "new"}
-    assert code == 2
+    assert code == 1
     assert text.endswith('new.toml:2: num_ctx: expected int, got str; write a number or "auto"')
     assert set(kvsup.models()) == {"broken", "smollm2", "smollm2:agent"}
 

@@ -1,0 +1,191 @@
+"""The folder taken up by itself: what counts as a change, and what is told of it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from kvsup import events
+from kvsup.errors import ConfigError
+from kvsup.runtime.configdir import Configuration
+from kvsup.runtime.notifying import Notifier
+from kvsup.runtime.reloading import Reloader
+from kvsup.runtime.watching import damages, look
+from tests.runtime.supervised import Folder, Running, running, until
+
+ALL = events.Reloaded
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    configuration: Configuration, *, edit: str = ""
+) -> AsyncIterator[tuple[Running, Reloader]]:
+    """Run a fleet whose configuration is watched; ``edit`` replaces model ``a`` before."""
+    async with running(configuration) as now:
+        if edit:
+            (configuration.folder / "a.toml").write_text(edit)
+        reloader = Reloader(
+            configuration,
+            os.environ,
+            fleet=now.fleet,
+            check=lambda _configuration: None,
+            emit=now.told.append,
+            notifier=Notifier({}),
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reloader.watch)
+            yield now, reloader
+            reloader.stop()
+
+
+async def test_edit_between_the_reading_and_the_watch_is_taken_up(folder: Folder) -> None:
+    """A folder is read some time before it can be watched."""
+    folder.write(a="")
+    configuration = folder.read()
+    text = (configuration.folder / "a.toml").read_text()
+
+    async with watching(configuration, edit=f"{text}batch_size = 32\n") as (now, _):
+        await until(lambda: now.fleet.instance("a").plan.model.batch_size == 32)
+
+
+async def test_reading_that_someone_asked_for_is_not_done_again_by_the_watch(
+    folder: Folder,
+) -> None:
+    """``kvsup reload`` right after an edit: one reading, one line in the log."""
+    folder.write(a="")
+
+    async with watching(folder.read()) as (now, reloader):
+        folder.write(a="batch_size = 32")
+        await reloader.reload()
+        folder.write(a="batch_size = 48")
+        await until(lambda: len(now.of_kind(events.Reloaded)) > 1)
+
+    assert now.of_kind(events.Reloaded) == [ALL(("a",), (), ())] * 2
+
+
+async def test_refusal_is_told_once_however_often_it_is_read(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was refused is read again and again, as it may wait for a file; then it is in force."""
+    monkeypatch.setattr("kvsup.runtime.reloading.RETRY_S", 0.01)
+    folder.write(a="")
+    elsewhere = folder.path / "later.gguf"
+
+    async with watching(folder.read()) as (now, reloader):
+        (folder.path / "configs" / "b.toml").write_text(f'model = "{elsewhere}"\n')
+        await until(lambda: reloader.refusal)
+        first = reloader.refusal
+        await until(lambda: reloader.refusal is not first)
+        half = folder.model.read_bytes()[: folder.model.stat().st_size // 2]
+        elsewhere.write_bytes(half)
+        await until(lambda: "truncated" in str(reloader.refusal))
+        Path(shutil.copy(folder.model, folder.path / "copy")).rename(elsewhere)
+        await until(lambda: reloader.refusal is None)
+
+    assert len(now.of_kind(events.ReloadRefused)) == 1
+    assert now.of_kind(events.Reloaded) == [ALL((), ("b",), ())]
+
+
+async def test_configuration_that_must_not_come_into_force_does_not(folder: Folder) -> None:
+    """The composition root may refuse what reads well."""
+    folder.write(a="")
+
+    def refuse(_configuration: Configuration) -> None:
+        raise ConfigError("no keys")
+
+    async with running(folder.read()) as now:
+        configuration = folder.read()
+        reloader = Reloader(
+            configuration,
+            os.environ,
+            fleet=now.fleet,
+            check=refuse,
+            emit=now.told.append,
+            notifier=Notifier({}),
+        )
+        folder.write(a="batch_size = 32")
+
+        with pytest.raises(ConfigError, match="no keys"):
+            await reloader.reload()
+
+        assert reloader.configuration is configuration
+        assert reloader.status == "serving 1 model; configuration not taken up: no keys"
+        assert now.of_kind(events.Reloaded) == []
+
+
+async def test_key_file_that_is_opened_to_others_is_refused(folder: Folder) -> None:
+    """A change of mode is a change, though nothing was written."""
+    keys = folder.path / "keys.toml"
+    keys.write_text('[ada]\nkey = "0123456789abcdef0123456789abcdef"\n')
+    keys.chmod(0o600)
+    folder.host += f'api_keys = "{keys}"\n'
+    folder.write(a="")
+
+    async with watching(folder.read()) as (_, reloader):
+        keys.chmod(0o644)
+        await until(lambda: "is open to others (mode 0644)" in str(reloader.refusal))
+        in_force = reloader.configuration.keys
+        keys.chmod(0o600)
+        await until(lambda: reloader.refusal is None)
+
+    assert in_force is not None
+
+
+def test_damages_of_mapped_weights(folder: Folder, tmp_path: Path) -> None:
+    """Written or deleted; replaced by another file they stay whole for who has them open."""
+    weights = Path(shutil.copy(folder.model, tmp_path / "own.gguf"))
+    folder.model = weights
+    folder.write(a="", b="use_mmap = false")
+    configuration = folder.read()
+    a, b = configuration.plans
+
+    def seen() -> list[str]:
+        now = look(configuration, configuration.plans)
+        assert list(damages(b, now)) == []
+        return [damage for path, damage in damages(a, now) if path == str(weights)]
+
+    calm = seen()
+    os.truncate(weights, 100)
+    written = seen()
+    Path(shutil.copy(weights, tmp_path / "other")).rename(weights)
+    replaced = seen()
+    weights.unlink()
+    deleted = seen()
+
+    assert (calm, written, replaced, deleted) == ([], ["written"], [], ["deleted"])
+
+
+def test_look_that_differs_names_what_changed(folder: Folder, tmp_path: Path) -> None:
+    """TOML files, what they name, and llama-servers with the libraries beside them."""
+    program = Path(shutil.copy(folder.llama_server, tmp_path / "llama-server"))
+    folder.llama_server = program
+    folder.write(a="")
+    configuration = folder.read()
+    before = look(configuration)
+
+    library = tmp_path / "libllama.so.1"
+    library.write_bytes(b"")
+    os.utime(configuration.folder / "a.toml", ns=(1, 1))
+
+    changed = before.changed(look(configuration))
+    assert changed == {library, configuration.folder / "a.toml"}
+    assert before.changed(replace(before, mapped={}, folders=())) == frozenset()
+
+
+def test_plan_of_a_program_with_another_library_is_another(folder: Folder, tmp_path: Path) -> None:
+    """A build replaces ``libllama.so`` and leaves the small program that loads it as it is."""
+    folder.llama_server = Path(shutil.copy(folder.llama_server, tmp_path / "llama-server"))
+    folder.write(a="")
+    before = folder.plan("a")
+
+    (tmp_path / "libllama.so").write_bytes(b"")
+    after = folder.plan("a")
+
+    assert after.argv[1:3] == before.argv[1:3]
+    assert after.identity != before.identity
+    assert after.digest == before.digest
