@@ -123,8 +123,8 @@ class Roster:
         after = {i.plan.name: i for i in self._catalogue.values()}
         changed = tuple(
             name
-            for name, (_, digest) in before.items()
-            if name in after and after[name].plan.digest != digest
+            for name, (old, digest) in before.items()
+            if name in after and (after[name] is not old or after[name].plan.digest != digest)
         )
         retired = [old for name, (old, _) in before.items() if after.get(name) is not old]
         stale = {*changed, *(old.plan.name for old in retired)}

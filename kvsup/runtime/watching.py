@@ -5,16 +5,17 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import anyio
-import anyio.to_thread
+from watchfiles import awatch
 
 from kvsup.events import Damage
 from kvsup.plan import Plan
 from kvsup.runtime import binaries, paths
 from kvsup.runtime.configdir import Configuration, toml_files
 from kvsup.runtime.filestamps import Stamp, stamp_or_none
+
+logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change
 
 LOOK_S = 1.0
 """Longest time between two looks: a link far up a path, or a network's disk, sends no event."""
@@ -80,11 +81,10 @@ async def turns(
 
     Where the system has no more watches to give, or a folder has just gone, the looks are all.
     """
-    watchfiles = await anyio.to_thread.run_sync(_watchfiles)
     while not stopped.is_set():
         watched = folders()
         try:
-            changes = watchfiles.awatch(
+            changes = awatch(
                 *watched,
                 watch_filter=None,
                 debounce=_GROUP_MS,
@@ -99,18 +99,10 @@ async def turns(
                     yield
                     if folders() != watched:
                         break
-        except (OSError, watchfiles.WatchfilesRustInternalError):
+        except (OSError, RuntimeError):  # watchfiles' own error is the latter
             with anyio.move_on_after(LOOK_S):
                 await stopped.wait()
             yield
-
-
-def _watchfiles() -> ModuleType:
-    """Import the library, which takes 40 ms, once something is watched."""
-    import watchfiles  # noqa: PLC0415 - see above
-
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    return watchfiles
 
 
 def _named(configuration: Configuration) -> Iterator[Path]:

@@ -270,6 +270,25 @@ def test_weights_written_in_place_are_warned_of_and_loaded_again_once_they_are_w
     assert kvsup.log().count(f"m: {weights} was written to while a llama-server has it mapped") == 1
 
 
+def test_weights_truncated_under_a_stream_never_end_it_as_if_it_were_whole(
+    start_kvsup: StartKvsup, weights: Path, smollm2: Path
+) -> None:
+    """The llama-server may die of SIGBUS at the next page; kvsup says so, and serves again."""
+    kvsup = start_kvsup({"m": MODEL.format(path=weights, num_ctx=512)})
+
+    with begun(kvsup) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        os.truncate(weights, 4096)
+        last = json.loads(list(lines)[-1])
+    eventually(lambda: f"m: {weights} was written to while a llama-server has it" in kvsup.log())
+    shutil.copy(smollm2, weights)
+
+    assert "error" in last or last["done_reason"] == "length", last
+    eventually(lambda: refusal(kvsup) is None)
+    eventually(lambda: ask(kvsup).status_code == 200)
+
+
 def test_weights_deleted_leave_the_loaded_model_alone_and_are_warned_of(
     start_kvsup: StartKvsup, weights: Path, tmp_path: Path
 ) -> None:

@@ -1,9 +1,10 @@
 """The folder taken up by itself: what counts as a change, and what is told of it."""
 
 import contextlib
+import errno
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,3 +190,36 @@ def test_plan_of_a_program_with_another_library_is_another(folder: Folder, tmp_p
     assert after.argv[1:3] == before.argv[1:3]
     assert after.identity != before.identity
     assert after.digest == before.digest
+
+
+async def test_edit_is_seen_where_the_system_has_no_more_watches(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``fs.inotify.max_user_watches`` may be used up by others: then the looks alone must do."""
+
+    async def full(*_paths: Path, **_options: object) -> AsyncGenerator[None, None]:
+        raise OSError(errno.ENOSPC, "OS file watch limit reached")
+        yield
+
+    monkeypatch.setattr("kvsup.runtime.watching.awatch", full)
+    folder.write(a="")
+
+    async with watching(folder.read()) as (now, _):
+        folder.write(a="batch_size = 32")
+        await until(lambda: now.fleet.instance("a").plan.model.batch_size == 32)
+
+
+async def test_new_program_at_the_same_path_counts_as_a_change(
+    folder: Folder, tmp_path: Path
+) -> None:
+    """The log names the models whose llama-server it is, although their files are as they were."""
+    folder.llama_server = Path(shutil.copy(folder.llama_server, tmp_path / "llama-server"))
+    folder.write(a="", b=f'llama_server = "{folder.llama_server.parent}/other"')
+    shutil.copy(folder.llama_server, tmp_path / "other")
+    copy = Path(shutil.copy(folder.llama_server, tmp_path / "copy"))
+
+    async with watching(folder.read()) as (now, _):
+        copy.rename(folder.llama_server)  # noqa: ASYNC240 - a test may block
+        await until(lambda: now.of_kind(events.Reloaded))
+
+    assert now.of_kind(events.Reloaded) == [ALL(("a",), (), ())]
