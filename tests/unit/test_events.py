@@ -52,6 +52,19 @@ from kvsup.events import Event, describe
             events.GaveUp("m", "no such file"),
             "m: given up: no such file; edit its file or run kvsup reset m",
         ),
+        (
+            events.ReloadRefused("m.toml:1: x"),
+            "configuration not taken up, the one before stays in force:\nm.toml:1: x",
+        ),
+        (
+            events.ModelFileChanged("m", "/w.gguf", "deleted"),
+            "m: /w.gguf was deleted; the llama-server that has it goes on, none can load it again",
+        ),
+        (
+            events.ModelFileChanged("m", "/w.gguf", "written"),
+            "m: /w.gguf was written to while a llama-server has it mapped, which may answer nonsense"
+            " or die; it stops once it is idle. Write new weights beside it and rename them over it",
+        ),
         (events.Stopping("m", "idle"), "m: stopping: idle"),
         (events.Stopped("m", 0.03, was_killed=False), "m: stopped after 0.03 s"),
         (events.Stopped("m", 10.0, was_killed=True), "m: stopped after 10.00 s (killed)"),
