@@ -62,8 +62,11 @@ from kvsup.events import Event, describe
         ),
         (
             events.ModelFileChanged("m", "/w.gguf", "written"),
-            "m: /w.gguf was written to while a llama-server has it mapped, which may answer nonsense"
-            " or die; it stops once it is idle. Write new weights beside it and rename them over it",
+            (
+                "m: /w.gguf was written to while a llama-server has it mapped, which may answer "
+                "nonsense or die; it stops once it is idle. Write new weights beside it and rename "
+                "them over it"
+            ),
         ),
         (events.Stopping("m", "idle"), "m: stopping: idle"),
         (events.Stopped("m", 0.03, was_killed=False), "m: stopped after 0.03 s"),
