@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -131,8 +131,8 @@ class Reloader:
     async def _read(self) -> None:
         before = await self._look()
         try:
-            new = await anyio.to_thread.run_sync(
-                partial(read_configuration, may_be_empty=True),
+            new, after = await anyio.to_thread.run_sync(
+                _read_and_look,
                 self.configuration.folder,
                 self._environ,
                 limiter=self._one_at_a_time,
@@ -141,10 +141,9 @@ class Reloader:
         except ConfigError as error:
             self.refusal, self._seen = error, before
             raise
+        # From here on nothing awaits: who asked may leave, and all is taken up or nothing.
         changed = self._seen.changed(before)
         old, self.configuration, self.refusal = self.configuration, new, None
-        self._seen = before
-        after = await self._look()
         named = {path: before.named.get(path, stamp) for path, stamp in after.named.items()}
         self._seen = replace(after, listed=before.listed, named=named)
         tell_plans(new.plans, told=old.plans)
@@ -169,7 +168,9 @@ class Reloader:
 
     async def _look(self) -> Look:
         loaded = [instance.plan for instance in self._fleet.loaded()]
-        return await anyio.to_thread.run_sync(look, self.configuration, loaded)
+        return await anyio.to_thread.run_sync(
+            look, self.configuration, loaded, abandon_on_cancel=True
+        )
 
     async def _settled(self, now: Look) -> Look:
         """Return the files once they have not changed for ``SETTLE_S``."""
@@ -200,6 +201,11 @@ class Reloader:
 
     def _known_keys(self) -> set[str]:
         return {i.key for i in (*self._fleet.instances(), *self._fleet.loaded())}
+
+
+def _read_and_look(folder: Path, environ: Mapping[str, str]) -> tuple[Configuration, Look]:
+    configuration = read_configuration(folder, environ, may_be_empty=True)
+    return configuration, look(configuration)
 
 
 def tell_plans(plans: Iterable[Plan], *, told: Iterable[Plan] = ()) -> None:

@@ -58,7 +58,7 @@ def look(configuration: Configuration, loaded: Iterable[Plan] = ()) -> Look:
 
 def names(plan: Plan, changed: frozenset[Path]) -> bool:
     """Say whether a file that ``plan`` is made of is among those that changed."""
-    return not changed.isdisjoint(_files_of(plan))
+    return not changed.isdisjoint((*_files_of(plan), *_files_of_program(plan.binary.path)))
 
 
 def damages(plan: Plan, seen: Look) -> Iterator[tuple[str, Damage]]:
@@ -109,6 +109,8 @@ def _named(configuration: Configuration) -> Iterator[Path]:
     """Yield every file but the TOML files that decides what the configuration means."""
     for plan in configuration.plans:
         yield from _files_of(plan)
+    for program in {plan.binary.path for plan in configuration.plans}:
+        yield from _files_of_program(program)
     yield binaries.current(paths.cache_dir())
     if configuration.host.api_keys is not None:
         yield Path(configuration.host.api_keys)
@@ -118,9 +120,12 @@ def _files_of(plan: Plan) -> Iterator[Path]:
     model = plan.model
     yield from (Path(path) for path, _ in plan.file.parts)
     yield from (Path(beside) for beside in (model.mmproj, model.template) if beside)
-    yield Path(plan.binary.path)
+
+
+def _files_of_program(path: str) -> Iterator[Path]:
+    yield Path(path)
     with suppress(OSError):  # it is gone
-        yield from binaries.files_of(plan.binary.path)
+        yield from binaries.files_of(path)
 
 
 def _mapped(plan: Plan) -> tuple[tuple[str, str], ...]:
