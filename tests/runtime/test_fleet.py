@@ -100,7 +100,9 @@ async def test_admission_with_room_for_one_evicts_the_idle_model(folder: Folder)
         await Client(now.fleet, "b").pass_by()
 
         kinds = [
-            (type(e).__name__, e.model) for e in now.told if not isinstance(e, events.Reloaded)
+            (type(e).__name__, e.model)
+            for e in now.told
+            if isinstance(e, events.Spawned | events.Ready | events.Stopping | events.Stopped)
         ]
         assert kinds == [
             ("Spawned", "a"),
