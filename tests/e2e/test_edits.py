@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from tests.e2e.commands import failure, out
 from tests.running import RunningKvsup, eventually
 
 MODEL = 'model = "{path}"\nthreads = 1\nnum_ctx = {num_ctx}\n'
+GATED = """\
+#!/bin/sh
+case "$1" in --model) while [ ! -e "{gate}" ]; do sleep 0.02; done ;; esac
+exec "{llama_server}" "$@"
+"""
+"""A llama-server whose load takes as long as the test wants."""
+
 LONG = {"num_predict": 400, "temperature": 0, "stop": [], "seed": 1}
 
 
@@ -82,6 +90,32 @@ def test_edit_under_a_stream_lets_it_end_and_gives_the_next_request_the_new_plan
     assert answer.status_code == 200, answer.text
     assert new not in {None, old}
     assert last["eval_count"] == LONG["num_predict"]
+    eventually(lambda: len(kvsup.children()) == 1)
+
+
+def test_edit_in_a_load_leaves_it_to_who_waits_for_it(
+    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path, llama_server: Path
+) -> None:
+    """Whoever caused it is answered by it; who comes later does not wait for it."""
+    gate, slow = tmp_path / "gate", tmp_path / "slow-llama-server"
+    slow.write_text(GATED.format(gate=gate, llama_server=llama_server))
+    slow.chmod(0o755)
+    text = MODEL.format(path=smollm2, num_ctx=512)
+    kvsup = start_kvsup({"m": f'{text}llama_server = "{slow}"\n'})
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(ask, kvsup)
+        eventually(lambda: kvsup.models()["m"]["state"] == "loading")
+        write(kvsup, smollm2, num_ctx=768)
+        eventually(lambda: kvsup.models()["m"]["num_ctx"] == 768)
+        second = ask(kvsup)
+        was_waiting = not first.done()
+        gate.touch()
+        answer = first.result(timeout=50)
+
+    assert second.status_code == 200, second.text
+    assert was_waiting
+    assert answer.status_code == 200, answer.text
     eventually(lambda: len(kvsup.children()) == 1)
 
 
