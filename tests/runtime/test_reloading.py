@@ -13,7 +13,7 @@ import pytest
 
 from kvsup import events
 from kvsup.errors import ConfigError
-from kvsup.runtime.configdir import Configuration
+from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.notifying import Notifier
 from kvsup.runtime.reloading import Reloader
 from kvsup.runtime.watching import damages, look
@@ -223,3 +223,29 @@ async def test_new_program_at_the_same_path_counts_as_a_change(
         await until(lambda: now.of_kind(events.Reloaded))
 
     assert now.of_kind(events.Reloaded) == [ALL(("a",), (), ())]
+
+
+async def test_link_that_setup_moves_is_taken_up(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no llama_server is configured it is that of ``current``, wherever that leads now."""
+    servers = tmp_path / "cache" / "kvsup" / "llama-server"
+    for name in ("one", "two"):
+        (servers / name).mkdir(parents=True)
+        shutil.copy(folder.llama_server, servers / name)
+    current, following = servers / "current", servers / "next"
+    current.symlink_to("one")
+    following.symlink_to("two")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder.write(a="")
+    folder.read()
+    host = folder.path / "configs" / "kvsup.toml"
+    host.write_text(f'state_dir = "{folder.path}/state"\n')
+
+    async with watching(read_configuration(host.parent, os.environ)) as (now, _):
+        before = now.fleet.instance("a").plan.binary.path
+        following.rename(current)
+        await until(lambda: now.fleet.instance("a").plan.binary.path != before)
+
+        assert before == str(servers / "one" / "llama-server")
+        assert now.fleet.instance("a").plan.argv[0] == str(servers / "two" / "llama-server")
