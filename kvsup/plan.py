@@ -338,6 +338,17 @@ def _settled(
     return settled, tuple(notes)
 
 
+def why_replaced(old: Plan, new: Plan | None) -> str:
+    """Return in words why the process of ``old`` goes; ``new`` is what its name stands for now."""
+    if new is None:
+        return "it was removed"
+    if (old.binary.path, old.binary.stamp) != (new.binary.path, new.binary.stamp):
+        return f"another llama-server is there ({new.binary.label}, it has {old.binary.label})"
+    return (
+        "its weights changed" if old.file.stamp != new.file.stamp else "its configuration changed"
+    )
+
+
 def launch_of(model: ModelConfig, *, embeds: bool = False, backend: Backend = "cpu") -> Launch:
     """Return the launch parameters that decide the size of a model's buffers."""
     return Launch(

@@ -21,7 +21,7 @@ from kvsup.config import HostConfig
 from kvsup.errors import CapacityError, KvsupError, QueueFull, RequestError
 from kvsup.fitting import NOTHING, Asked
 from kvsup.lifecycle import State
-from kvsup.plan import Plan
+from kvsup.plan import Plan, why_replaced
 from kvsup.residency import (
     MIN_RESIDENCE_S,
     Go,
@@ -188,11 +188,11 @@ class Fleet:
         """Take up a new configuration: only what changed is replaced, and only once it is idle."""
         self._host = host
         changes = self._roster.replace(plans)
+        now = {plan.name: plan for plan in self.plans()}
         for old in changes.retired:
             old.is_retired = True
             if self._resident.get(old.key) is old:
-                is_gone = old.plan.name in changes.removed
-                old.stop("it was removed" if is_gone else "its configuration changed")
+                old.stop(why_replaced(old.plan, now.get(old.plan.name)))
         self._emit(events.Reloaded(changes.changed, changes.added, changes.removed))
         self._changed()
 

@@ -11,7 +11,7 @@ from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.argv import NOT_ARGUMENTS, build_argv
 from kvsup.llama.binary import Binary
 from kvsup.modelshape import shape_of
-from kvsup.plan import ALLOWANCE_BYTES, ModelFile, Plan, make_plan
+from kvsup.plan import ALLOWANCE_BYTES, ModelFile, Plan, make_plan, why_replaced
 
 RUN_DIR = "/run/kvsup/0123456789ab"
 BINARY = Binary("/bin/llama-server", "0.6.0", 11434, ("f16",), frozenset(), ())
@@ -141,6 +141,29 @@ def test_plan_identity_changes_with_what_the_process_sees(
 
     assert changed.identity != plan_of().identity
     assert changed.socket != plan_of().socket
+
+
+def test_plan_of_another_program_is_another_and_the_same_model() -> None:
+    """A build behind the same path: another process, but nothing that a client could tell."""
+    other = msgspec.structs.replace(BINARY, stamp="another", build=11500)
+
+    changed = make_plan(MODEL, other, FILE, inherited={"PATH": "/bin"}, run_dir=RUN_DIR)
+
+    assert changed.identity != plan_of().identity
+    assert changed.digest == plan_of().digest
+    assert why_replaced(plan_of(), changed) == (
+        "another llama-server is there (b11500, it has b11434)"
+    )
+
+
+def test_why_replaced_names_what_is_another() -> None:
+    """Weights before keys: what is written of a model follows from them."""
+    old = plan_of()
+    edited = msgspec.structs.replace(MODEL, num_ctx=512)
+
+    assert why_replaced(old, None) == "it was removed"
+    assert why_replaced(old, plan_of(edited)) == "its configuration changed"
+    assert why_replaced(old, plan_of(edited, replace(FILE, stamp="new"))) == "its weights changed"
 
 
 def test_plan_is_the_same_each_time() -> None:
