@@ -164,6 +164,13 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     llama_server: Annotated[str | None, _doc("Another llama-server binary.")] = None
     preload: Annotated[bool, _doc("Load when kvsup starts.")] = False
     pin: Annotated[bool, _doc("Never evict to make room for another model.")] = False
+    priority: Annotated[
+        int, Meta(ge=-10, le=10, description="Higher first; one step is worth 10 s in the queue.")
+    ] = 0
+    weight: Annotated[
+        float,
+        Meta(ge=0.1, le=10.0, description="Share of turns where models contend for memory."),
+    ] = 1.0
     load_timeout_s: Annotated[
         float,
         _kind(

@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 
 from kvsup.units import format_bytes
 
-MIN_RESIDENCE_S = 2.0
-"""How long a model that was just loaded serves what waits for it before others may claim its place.
+TURN_S = (2.0, 60.0)
+"""Shortest and longest turn of a model of weight 1: how long what was just loaded serves what waits
+for it before others may claim its place.
 
-Without it two busy models with room for one would be swapped at every request; without an end to
-it the second would starve.
+Between the two a turn lasts as long as the load did, so that of two busy models with room for one
+no more than half of the time goes to loads. Without an end to it the second would starve.
 """
+
+LINGER_PART, MAX_LINGER_S = 0.25, 5.0
+"""For which part of its load, and for how long at most, a model whose turn it is stands idle before
+it goes: a client that asks again at once would have it loaded again."""
+
+LOAD_BYTES_PER_S = 1e9
+"""What a load is taken to cost that has not been measured."""
+
+MIN_RELOAD_S = 0.05
 
 
 RAM = "RAM"
@@ -40,6 +50,43 @@ class Resident:
     is_pinned: bool = False
     is_leaving: bool = False
     """It has been asked to stop; its memory is not free yet."""
+    serving_since_s: float = math.inf
+    """Monotonic time at which it became ready; infinity while it is not."""
+    load_s: float = 0.0
+    """What its last load took; 0: not measured."""
+    weight: float = 1.0
+    """Length of its turns beside those of others."""
+    busy_slots: int = 0
+    n_slots: int = 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Return what it holds in all memories together."""
+        return sum(self.sizes.values())
+
+    @property
+    def reload_s(self) -> float:
+        """Return what it would take to have it back: as measured, or as its size lets expect."""
+        return max(self.load_s or self.size_bytes / LOAD_BYTES_PER_S, MIN_RELOAD_S)
+
+    @property
+    def turn_s(self) -> float:
+        """Return how long it serves what waits for it before others may claim its place."""
+        shortest_s, longest_s = TURN_S
+        return min(max(shortest_s, self.reload_s), longest_s) * self.weight
+
+    @property
+    def linger_s(self) -> float:
+        """Return how long it stands idle in its turn."""
+        return min(self.reload_s * LINGER_PART, MAX_LINGER_S)
+
+    def eviction_score(self, now_s: float) -> float:
+        """Return idle time times bytes by the cost of reloading: the greatest is the first to go.
+
+        The product is what its memory could have done for others, byte-seconds; the quotient is
+        that for each second which its return would cost.
+        """
+        return max(0.0, now_s - self.last_used_s) * max(1, self.size_bytes) / self.reload_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,34 +124,53 @@ class Refuse:
 
 
 def admit(
-    key: str, sizes: Sizes, residents: Sequence[Resident], budget: Budget
+    key: str, sizes: Sizes, residents: Sequence[Resident], budget: Budget, *, now_s: float
 ) -> Go | Wait | Refuse:
     """Return whether an instance of ``sizes`` may be loaded beside ``residents``.
 
-    Victims are idle, unpinned, least recently used first, and no more of them than needed.
+    Victims are idle, unpinned, those first whose memory does least for what their return would
+    cost, and no more of them than needed.
     """
     others = [resident for resident in residents if resident.key != key]
-    if not _fits(sizes, [r for r in others if r.is_pinned], budget):
+    if not fits([sizes], [r for r in others if r.is_pinned], budget):
         return Refuse(_explain(sizes, others, budget))
     staying = [resident for resident in others if not resident.is_leaving]
     idle = sorted(
         (r for r in staying if not r.leases and not r.is_pinned),
-        key=lambda r: (r.last_used_s, r.key),
+        key=lambda r: (-r.eviction_score(now_s), r.last_used_s, r.key),
     )
-    victims: list[Resident] = []
-    while not _fits(sizes, staying, budget) and len(victims) < len(idle):
-        victims.append(idle[len(victims)])
-        staying.remove(victims[-1])
-    if not _fits(sizes, staying, budget):
+    victims = enough_of(idle, [sizes], staying, budget)
+    if victims is None:
         return Wait(tuple(r.key for r in others if r.leases))
-    for spared in victims[:-1]:  # what lies elsewhere, or is too small to matter, may stay
-        if _fits(sizes, [*staying, spared], budget):
-            victims.remove(spared)
-            staying.append(spared)
     leaving = tuple(r.key for r in others if r.is_leaving)
-    if not victims and leaving and not _fits(sizes, others, budget):
+    if not victims and leaving and not fits([sizes], others, budget):
         return Wait(leaving)
     return Go(tuple(victim.key for victim in victims))
+
+
+def enough_of(
+    candidates: Sequence[Resident],
+    wanted: Sequence[Sizes],
+    staying: Sequence[Resident],
+    budget: Budget,
+) -> list[Resident] | None:
+    """Return the first of ``candidates`` without which the others of ``staying`` leave enough room.
+
+    None of them is needless: what lies elsewhere, or is too small to matter, may stay. None where
+    all of them are not enough.
+    """
+    left = list(staying)
+    gone: list[Resident] = []
+    while not fits(wanted, left, budget):
+        if len(gone) == len(candidates):
+            return None
+        gone.append(candidates[len(gone)])
+        left.remove(gone[-1])
+    for spared in gone[:-1]:
+        if fits(wanted, [*left, spared], budget):
+            gone.remove(spared)
+            left.append(spared)
+    return gone
 
 
 def idle_due(residents: Sequence[Resident], *, now_s: float) -> tuple[str, ...]:
@@ -143,13 +209,14 @@ def together(sizes: Iterable[Sizes]) -> dict[str, int]:
     return total
 
 
-def _fits(sizes: Sizes, staying: Sequence[Resident], budget: Budget) -> bool:
-    if budget.max_loaded is not None and len(staying) >= budget.max_loaded:
+def fits(wanted: Sequence[Sizes], staying: Sequence[Resident], budget: Budget) -> bool:
+    """Say whether instances of the sizes ``wanted`` may be loaded beside ``staying``."""
+    if budget.max_loaded is not None and len(staying) + len(wanted) > budget.max_loaded:
         return False
-    total = together([sizes, *(resident.sizes for resident in staying)])
+    total = together([*wanted, *(resident.sizes for resident in staying)])
     if budget.memory_bytes is not None and sum(total.values()) > budget.memory_bytes:
         return False
-    if budget.is_estimated and not staying:
+    if budget.is_estimated and not staying and len(wanted) == 1:
         return True
     return all(total.get(memory, 0) <= limit for memory, limit in budget.limits.items())
 

@@ -1,16 +1,15 @@
 """All instances: who is leased, who waits, who is loaded, evicted, unloaded or replaced.
 
-``_schedule`` decides and records without awaiting, so no lock is needed: between two awaits asyncio
-code is alone. What takes time (stop, start) is done by the instances' own tasks, whose news call
-``_schedule`` again.
+What is decided is ``kvsup/scheduling.py``'s; here it is carried out and recorded without awaiting,
+so no lock is needed: between two awaits asyncio code is alone. What takes time (stop, start) is
+done by the instances' own tasks, whose news call ``_schedule`` again.
 """
 
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -22,36 +21,14 @@ from kvsup.errors import CapacityError, KvsupError, QueueFull, RequestError
 from kvsup.fitting import NOTHING, Asked
 from kvsup.lifecycle import State
 from kvsup.plan import Plan, why_replaced
-from kvsup.residency import (
-    MIN_RESIDENCE_S,
-    Go,
-    Refuse,
-    Resident,
-    Wait,
-    admit,
-    idle_due,
-    next_due_s,
-    room_bytes,
-)
+from kvsup.residency import Budget, Go, Resident, admit, idle_due, next_due_s, room_bytes
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.making import make_instance
+from kvsup.runtime.queue import Queue, Queued, Request
 from kvsup.runtime.remembered import Remembered
-from kvsup.runtime.room import budget_now, filled_memories
+from kvsup.runtime.room import budget_now, filled_memories, resident_of
 from kvsup.runtime.roster import Roster, is_of
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """One request's place: in the queue until it is granted or refused."""
-
-    name: str
-    asked: Asked
-    instance: Instance
-    slots: int
-    keep_alive_s: float | None
-    settled: anyio.Event = field(default_factory=anyio.Event)
-    is_granted: bool = False
-    refusal: KvsupError | None = None
+from kvsup.scheduling import Deny, Evict, Grant, Start, Wanted, decide
 
 
 class Fleet:
@@ -71,7 +48,10 @@ class Fleet:
         make = partial(make_instance, store=store, emit=emit, note=note, on_change=self._changed)
         self._roster = Roster(plans, make=make)
         self._resident: dict[str, Instance] = {}
-        self._queue: list[_Ticket] = []
+        self._serving_since_s: dict[str, float] = {}
+        """When each resident first became ready: a crash does not begin a new turn."""
+        self._queue = Queue()
+        self._again_s = math.inf
         self._tasks: TaskGroup | None = None
         self._news = anyio.Event()
         self._is_closing = False
@@ -112,7 +92,8 @@ class Fleet:
     def has_room(self, plan: Plan) -> bool:
         """Say whether there is memory for ``plan`` beside all that is loaded."""
         budget = replace(budget_now(self._host, self.plans(), self.loaded()), max_loaded=None)
-        return admit("", plan.sizes, self._residents(), budget) == Go()
+        verdict = admit("", plan.sizes, self._residents(), budget, now_s=time.monotonic())
+        return verdict == Go()
 
     async def changed(self) -> None:
         """Wait until something has changed: a state, a lease, the configuration."""
@@ -126,6 +107,8 @@ class Fleet:
         asked: Asked = NOTHING,
         keep_alive_s: float | None = None,
         slots: int = 1,
+        priority: int = 0,
+        tell: Callable[[Queued], None] = lambda _: None,
     ) -> AsyncIterator[Instance]:
         """Yield an instance of ``name`` once it has ``slots`` free slots for the caller.
 
@@ -137,6 +120,8 @@ class Fleet:
             asked: the load-time options of the request, which may choose another instance.
             keep_alive_s: what the request says; None leaves what the instance has.
             slots: 0 for calls that take none, such as ``/props``.
+            priority: that of its key; the model's is added.
+            tell: called once it is granted, with how it came through the queue.
 
         Raises:
             ModelNotFound: nothing has this name.
@@ -146,21 +131,25 @@ class Fleet:
             InstanceFailed: it has given up.
         """
         instance = self._roster.choose(name, asked, resident=self._resident)
-        ticket = _Ticket(name, asked, instance, slots, keep_alive_s)
-        self._queue.append(ticket)
+        priority += instance.plan.model.priority
+        request = self._queue.add(
+            name, asked, instance, slots=slots, keep_alive_s=keep_alive_s, priority=priority
+        )
         try:
             self._schedule()
-            if not ticket.settled.is_set():
+            if not request.settled.is_set():
                 if len(self._queue) > self._host.max_queue:
                     raise QueueFull(
                         "server busy, please try again.  maximum pending requests exceeded"
                     )
-                await ticket.settled.wait()
-            if ticket.refusal is not None:
-                raise ticket.refusal
-            yield ticket.instance
+                request.position = self._queue.position(request)
+                await request.settled.wait()
+            if request.refusal is not None:
+                raise request.refusal
+            tell(request.queued)
+            yield request.instance
         finally:
-            self._release(ticket)
+            self._release(request)
 
     def load(self, name: str) -> None:
         """Load ``name`` without waiting for it; a failure is told by an event.
@@ -207,50 +196,69 @@ class Fleet:
                     self.load(plan.name)
             while not (self._is_closing and not self._resident):
                 now_s = time.monotonic()
+                if now_s >= self._again_s:
+                    self._schedule()
                 residents = self._residents()
                 idle = idle_due(residents, now_s=now_s)
                 for key in idle:
                     self._resident[key].stop("idle")
                 due_s = next_due_s([r for r in residents if r.key not in idle])
-                with anyio.move_on_after(due_s - now_s):
+                with anyio.move_on_after(min(due_s, self._again_s) - now_s):
                     await self._news.wait()
             self._tasks.cancel_scope.cancel()
 
     def close(self, *, drain_s: float) -> None:
         """Refuse whoever waits, and stop every instance, with ``drain_s`` for running requests."""
         self._is_closing = True
-        for ticket in list(self._queue):
-            self._refuse(ticket, CapacityError("kvsup is shutting down"))
+        self._schedule()
         for instance in self._resident.values():
             instance.stop("kvsup is shutting down", drain_s=drain_s)
         self._wake()
 
-    # Decisions: synchronous, from here to the end.
+    # Carried out without awaiting, from here to the end.
 
     def _schedule(self) -> None:
-        """Grant, refuse, start and evict as far as the present state allows; first come first.
-
-        A request that needs other models gone claims them: they get no new request, once they
-        have served for ``MIN_RESIDENCE_S``.
-        """
+        """Grant, refuse, start and evict as far as the present state allows."""
         self._stop_superseded()
-        claimed: set[str] = set()
-        waiting: set[str] = set()
-        held: set[str] = set()
-        for ticket in list(self._queue):
-            if ticket.settled.is_set():
-                continue
-            if refusal := self._refusal(ticket):
-                self._refuse(ticket, refusal)
-            elif ticket.instance.key in self._resident:
-                if ticket.instance.key not in claimed | held or not ticket.slots:
-                    self._grant_if_open(ticket)
-                if ticket.slots > 1 and not ticket.settled.is_set():
-                    held.add(ticket.instance.key)  # who wants one slot would always be quicker
-            elif ticket.instance.key not in waiting:
-                claimed |= self._admit(ticket)
-                if not ticket.settled.is_set():
-                    waiting.add(ticket.instance.key)
+        is_settled = False
+        while not is_settled:
+            for request in self._queue:
+                if refusal := self._refusal(request):
+                    self._queue.refuse(request, refusal)
+            is_settled = not self._carry_out_one_schedule()
+
+    def _carry_out_one_schedule(self) -> bool:
+        """Do what is to be done now; say whether something was started, so that more may be."""
+        requests = {request.number: request for request in self._queue}
+        absent = {
+            request.instance.key: request.instance
+            for request in requests.values()
+            if request.instance.key not in self._resident
+        }
+        residents = self._residents() if requests else []
+        budget = Budget(None, None)
+        if absent:
+            budget = budget_now(self._host, self.plans(), self.loaded())
+        schedule = decide(
+            [request.ticket for request in requests.values()],
+            {key: self._wanted(instance, residents, budget) for key, instance in absent.items()},
+            residents,
+            budget,
+            now_s=time.monotonic(),
+        )
+        self._again_s = schedule.again_s
+        for decision in schedule.decisions:
+            match decision:
+                case Grant(number=number):
+                    self._grant(requests[number])
+                case Deny(number=number, reason=reason):
+                    self._deny(requests[number], reason)
+                case Start(key=key):
+                    self._start(absent[key])
+                case Evict(key=key, wanted=wanted):
+                    other = absent[wanted].plan.name
+                    self._resident[key].stop(f"to make room for {other}", room_for=other)
+        return any(isinstance(decision, Start) for decision in schedule.decisions)
 
     def _stop_superseded(self) -> None:
         """Let the smaller ones of a model and pair go, once the last one started serves."""
@@ -259,58 +267,36 @@ class Fleet:
             if any(i.state is State.READY and _supersedes(i, instance) for i in loaded[place:]):
                 instance.stop("a larger one serves")
 
-    def _refusal(self, ticket: _Ticket) -> KvsupError | None:
-        """Point the ticket at what serves it now, or return why nothing will."""
+    def _refusal(self, request: Request) -> KvsupError | None:
+        """Point the request at what serves it now, or return why nothing will."""
         if self._is_closing:
             return CapacityError("kvsup is shutting down")
         try:
-            ticket.instance = self._roster.choose(
-                ticket.name, ticket.asked, resident=self._resident
+            request.instance = self._roster.choose(
+                request.name, request.asked, resident=self._resident
             )
         except KvsupError as error:
             return error
-        if refusal := ticket.instance.plan.refusal:
-            return RequestError(f"{ticket.instance.plan.name}: {refusal}")
-        return ticket.instance.failure_error
+        if refusal := request.instance.plan.refusal:
+            return RequestError(f"{request.instance.plan.name}: {refusal}")
+        return request.instance.failure_error
 
-    def _grant_if_open(self, ticket: _Ticket) -> None:
-        """Grant a slot of a resident instance, unless it leaves, is full, or is the one before."""
-        holder = self._resident[ticket.instance.key]
-        has_room = holder.busy_slots + ticket.slots <= holder.plan.model.num_parallel
-        if holder is ticket.instance and not holder.is_leaving and has_room:
-            self._grant(ticket)
-
-    def _admit(self, ticket: _Ticket) -> set[str]:
-        """Start the instance of ``ticket`` if it fits; return the keys that must become idle."""
-        instance = ticket.instance
-        residents = self._residents(superseded_by=instance)
-        budget = budget_now(self._host, self.plans(), self.loaded())
+    def _wanted(self, instance: Instance, residents: Iterable[Resident], budget: Budget) -> Wanted:
+        """Return what an instance takes; a context that is open becomes what there is room for."""
         if instance.plan.configured.num_ctx_is_auto:
-            staying = [r for r in residents if r.key != instance.key]
             memories = filled_memories(instance.plan)
-            instance.plan = instance.plan.with_room(room_bytes(memories, staying, budget))
-        if any(_supersedes(instance, other) for other in self._resident.values()):
-            budget = replace(budget, is_estimated=False)  # alone it may try, in a place it may not
-        verdict = admit(instance.key, instance.size_by_device, residents, budget)
-        match verdict:
-            case Go(evict=()):
-                self._start(instance)
-                self._grant(ticket)
-            case Go(evict=victims):
-                for key in victims:
-                    other = instance.plan.name
-                    self._resident[key].stop(f"to make room for {other}", room_for=other)
-            case Wait(blockers=blockers):
-                return {key for key in blockers if not self._is_protected(self._resident[key])}
-            case Refuse(reason=reason):
-                text = f"{instance.plan.name} {reason}"
-                if any(_supersedes(instance, other) for other in self._resident.values()):
-                    text += (
-                        '; on_bigger_request = "clamp" serves what asks for more with what is there'
-                    )
-                self._refuse(ticket, CapacityError(text))
-                self._roster.drop(instance)
-        return set()
+            instance.plan = instance.plan.with_room(room_bytes(memories, residents, budget))
+        return Wanted(instance.size_by_device, frozenset(self._superseded_by(instance)))
+
+    def _superseded_by(self, instance: Instance) -> list[str]:
+        return [key for key, other in self._resident.items() if _supersedes(instance, other)]
+
+    def _deny(self, request: Request, reason: str) -> None:
+        text = f"{request.instance.plan.name} {reason}"
+        if self._superseded_by(request.instance):
+            text += '; on_bigger_request = "clamp" serves what asks for more with what is there'
+        self._queue.refuse(request, CapacityError(text))
+        self._roster.drop(request.instance)
 
     def _start(self, instance: Instance) -> None:
         assert self._tasks is not None  # noqa: S101 - nothing is leased before run()
@@ -324,62 +310,40 @@ class Fleet:
             await instance.run()
         finally:
             del self._resident[instance.key]
+            self._serving_since_s.pop(instance.key, None)
             self._changed()
 
-    def _grant(self, ticket: _Ticket) -> None:
-        self._queue.remove(ticket)
-        ticket.is_granted = True
-        ticket.instance.leases += 1
-        ticket.instance.busy_slots += ticket.slots
-        ticket.instance.last_used_s = time.monotonic()
-        if ticket.keep_alive_s is not None:
-            ticket.instance.keep_alive_s = ticket.keep_alive_s
-        ticket.settled.set()
+    def _grant(self, request: Request) -> None:
+        self._queue.grant(request)
+        request.instance.leases += 1
+        request.instance.busy_slots += request.slots
+        request.instance.last_used_s = time.monotonic()
+        if request.keep_alive_s is not None:
+            request.instance.keep_alive_s = request.keep_alive_s
 
-    def _refuse(self, ticket: _Ticket, error: KvsupError) -> None:
-        self._queue.remove(ticket)
-        ticket.refusal = error
-        ticket.settled.set()
-
-    def _release(self, ticket: _Ticket) -> None:
-        if ticket in self._queue:
-            self._queue.remove(ticket)
-        elif ticket.is_granted:
+    def _release(self, request: Request) -> None:
+        self._queue.drop(request)
+        if request.granted_s is not None:
             self._last_asked_s = time.monotonic()
-            ticket.instance.leases -= 1
-            ticket.instance.busy_slots -= ticket.slots
-            ticket.instance.last_used_s = self._last_asked_s
-            ticket.instance.notify()
+            request.instance.leases -= 1
+            request.instance.busy_slots -= request.slots
+            request.instance.last_used_s = self._last_asked_s
+            request.instance.notify()
         self._changed()
 
-    def _is_protected(self, instance: Instance) -> bool:
-        """Say whether it was loaded so lately that what waits for it comes first."""
-        return time.monotonic() - instance.serving_since_s < MIN_RESIDENCE_S
-
-    def _residents(self, *, superseded_by: Instance | None = None) -> list[Resident]:
-        """Return what is loaded; what another one replaces is the first to make room for it."""
-        waiting = Counter(ticket.instance.key for ticket in self._queue)
-        residents = []
+    def _residents(self) -> list[Resident]:
         for key, instance in self._resident.items():
-            leases = instance.leases + (waiting[key] if self._is_protected(instance) else 0)
-            is_last = superseded_by is not None and _supersedes(superseded_by, instance)
-            residents.append(
-                Resident(
-                    key=key,
-                    sizes=instance.size_by_device,
-                    leases=leases,
-                    last_used_s=-math.inf if is_last else instance.last_used_s,
-                    idle_until_s=instance.idle_until_s,
-                    is_pinned=instance.plan.model.pin and not instance.is_retired and not is_last,
-                    is_leaving=instance.is_leaving,
-                )
-            )
-        return residents
+            if instance.state is State.READY:
+                self._serving_since_s.setdefault(key, instance.serving_since_s)
+        return [
+            resident_of(instance, serving_since_s=self._serving_since_s.get(key, math.inf))
+            for key, instance in self._resident.items()
+        ]
 
     def _changed(self) -> None:
         """Look at everything again: who may be granted, and when someone is next idle."""
         self._wake()
-        waited_for = {ticket.instance.key for ticket in self._queue}
+        waited_for = {request.instance.key for request in self._queue}
         self._roster.forget(unless=waited_for | self._resident.keys())
         self._schedule()
 

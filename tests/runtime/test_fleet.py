@@ -9,7 +9,6 @@ import pytest
 from kvsup import events
 from kvsup.errors import CapacityError, ModelNotFound, QueueFull
 from kvsup.lifecycle import State
-from kvsup.residency import MIN_RESIDENCE_S
 from kvsup.runtime.fleet import Fleet
 from tests.runtime.clients import Client
 from tests.runtime.supervised import Folder, reach, running, until
@@ -157,8 +156,9 @@ async def test_two_models_with_room_for_one_are_served_in_order_of_arrival(folde
         first = Client(now.fleet, "a", order)
         tasks.start_soon(first.run)
         await first.has_lease.wait()
-        since_s = time.monotonic()
-        await until(lambda: time.monotonic() - since_s > MIN_RESIDENCE_S)
+        (resident,) = now.fleet._residents()
+        over_s = resident.serving_since_s + resident.turn_s
+        await until(lambda: time.monotonic() > over_s)
         for n_waiting, name in enumerate(["b", "a", "b"], start=1):
             tasks.start_soon(Client(now.fleet, name, order).pass_by)
             await until(partial(has_waiting, now.fleet, n_waiting))

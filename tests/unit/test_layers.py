@@ -12,8 +12,8 @@ MAX_LINES = 400
 
 PURE = (
     "errors", "units", "kvtypes", "keylines", "gguf", "modelshape", "memory", "kvrules", "config",
-    "decode", "environment", "restart", "lifecycle", "residency", "events", "checks", "plan",
-    "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
+    "decode", "environment", "restart", "lifecycle", "residency", "scheduling", "events", "checks",
+    "plan", "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
     "measures", "capacity", "placement", "architectures", "kvlooks", "slowpaths", "kvchoice",
     "divergence", "pareto", "history", "why",
 )  # fmt: skip
@@ -56,6 +56,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "restart": ("config",),
     "lifecycle": (),
     "residency": ("units",),
+    "scheduling": ("residency",),
     "events": ("units",),
     "history": ("events", "restart", "units", "msgspec"),
     "why": ("history", "units", "msgspec"),

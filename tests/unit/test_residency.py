@@ -23,6 +23,7 @@ from kvsup.residency import (
 )
 
 NO_LIMIT = Budget(None, None)
+NOW_S = 10.0
 
 
 def resident(
@@ -36,6 +37,11 @@ def resident(
 ) -> Resident:
     """Return a resident with the fields that a test names."""
     return Resident(key, {RAM: size_bytes}, leases, used_s, is_pinned=pinned, is_leaving=leaving)
+
+
+def loaded(key: str, size_bytes: int, load_s: float, *, idle_s: float = 3.0) -> Resident:
+    """Return an idle resident whose load took ``load_s``."""
+    return replace(resident(key, size_bytes, used_s=NOW_S - idle_s), load_s=load_s)
 
 
 @pytest.mark.parametrize(
@@ -54,15 +60,15 @@ def resident(
         ([resident("b", used_s=1.0), resident("a", used_s=1.0)], Budget(None, 2), Go(("a",))),
         ([resident("a", leases=1), resident("b")], Budget(None, 2), Go(("b",))),
         ([resident("a", 2), resident("b", 8, used_s=1.0)], Budget(12, None), Go(("b",))),
-        ([resident("a", 4), resident("b", 8, used_s=1.0)], Budget(12, None), Go(("a", "b"))),
+        ([resident("a", 4), resident("b", 8, used_s=1.0)], Budget(12, None), Go(("b", "a"))),
         ([resident("a", pinned=True), resident("b")], Budget(None, 2), Go(("b",))),
     ],
 )
 def test_admit_of_ten_bytes_beside_residents(
     residents: list[Resident], budget: Budget, verdict: Go | Wait
 ) -> None:
-    """Room is made by the idle, least recently used first, no more of them than needed."""
-    assert admit("new", {RAM: 10}, residents, budget) == verdict
+    """Room is made by the idle: as many as needed, first who does least for what it holds."""
+    assert admit("new", {RAM: 10}, residents, budget, now_s=NOW_S) == verdict
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,7 @@ def test_admit_of_what_can_never_fit_is_refused_with_the_numbers(
     residents: list[Resident], budget: Budget, says: str
 ) -> None:
     """Waiting would not help; the reason says what would."""
-    verdict = admit("new", {RAM: 10}, residents, budget)
+    verdict = admit("new", {RAM: 10}, residents, budget, now_s=NOW_S)
 
     assert isinstance(verdict, Refuse)
     assert says in verdict.reason
@@ -86,10 +92,45 @@ def test_admit_of_what_can_never_fit_is_refused_with_the_numbers(
 
 def test_admit_of_a_model_alone_tries_although_an_estimated_budget_says_no() -> None:
     """What seemed free is no reason to refuse the only model; what was configured is."""
-    assert admit("new", {RAM: 10}, [], Budget(None, None, {RAM: 5}, is_estimated=True)) == Go()
-    assert admit(
-        "new", {RAM: 10}, [resident("a")], Budget(None, None, {RAM: 5}, is_estimated=True)
-    ) == Go(("a",))
+    budget = Budget(None, None, {RAM: 5}, is_estimated=True)
+
+    assert admit("new", {RAM: 10}, [], budget, now_s=NOW_S) == Go()
+    assert admit("new", {RAM: 10}, [resident("a")], budget, now_s=NOW_S) == Go(("a",))
+
+
+@pytest.mark.parametrize(
+    ("residents", "first"),
+    [
+        # the longer idle of two that cost the same
+        ([loaded("a", 4, 8.0, idle_s=2), loaded("b", 4, 8.0, idle_s=3)], "b"),
+        # the larger of two that are idle as long and load as long
+        ([loaded("a", 4, 8.0), loaded("b", 8, 8.0)], "b"),
+        # the one that is back sooner
+        ([loaded("a", 4, 2.0), loaded("b", 4, 8.0)], "a"),
+        # 8 B x 3 s for 8 s are worth less than 4 B x 3 s for 2 s
+        ([loaded("a", 4, 2.0, idle_s=3), loaded("b", 8, 8.0, idle_s=3)], "a"),
+        # a load of which nothing is known costs what its size lets expect: then use decides
+        ([loaded("a", 4 << 30, 0.0, idle_s=5), loaded("b", 8 << 30, 0.0, idle_s=4)], "a"),
+    ],
+)
+def test_first_victim_is_the_longest_idle_by_bytes_and_cost_of_reloading(
+    residents: list[Resident], first: str
+) -> None:
+    """Memory that does nothing, for each second that its return would take."""
+    assert admit("new", {RAM: 1}, residents, Budget(None, 2), now_s=NOW_S) == Go((first,))
+
+
+@pytest.mark.parametrize(
+    ("load_s", "weight", "turn_s", "linger_s"),
+    [(0.1, 1.0, 2.0, 0.025), (30.0, 1.0, 30.0, 5.0), (300.0, 1.0, 60.0, 5.0), (4.0, 0.5, 2.0, 1.0)],
+)
+def test_turn_is_as_long_as_the_load_within_bounds(
+    load_s: float, weight: float, turn_s: float, linger_s: float
+) -> None:
+    """A model that takes 30 s to load stays as long; none stays for ever."""
+    one = replace(resident("a"), load_s=load_s, weight=weight)
+
+    assert (one.turn_s, one.linger_s) == (turn_s, linger_s)
 
 
 any_sizes = st.dictionaries(st.sampled_from([RAM, "CUDA0", "CUDA1"]), st.integers(0, 20))
@@ -119,7 +160,7 @@ def test_admit_never_evicts_who_serves_or_is_pinned_and_keeps_within_the_budget(
     sizes: Sizes, residents: list[Resident], budget: Budget
 ) -> None:
     """The invariant of residency, over every mix of residents and budgets."""
-    verdict = admit("new", sizes, residents, budget)
+    verdict = admit("new", sizes, residents, budget, now_s=NOW_S)
 
     match verdict:
         case Go(evict=evict):
@@ -139,7 +180,7 @@ def test_admit_never_evicts_who_serves_or_is_pinned_and_keeps_within_the_budget(
             assert set(blockers) <= {r.key for r in residents}
         case Refuse():
             idle = [replace(r, leases=0) for r in residents if r.is_pinned]
-            assert isinstance(admit("new", sizes, idle, budget), Refuse)
+            assert isinstance(admit("new", sizes, idle, budget, now_s=NOW_S), Refuse)
 
 
 @given(any_sizes, residents_of_any_kind, budgets)
@@ -148,12 +189,12 @@ def test_admit_ends_in_go_or_refuse_once_everyone_is_idle_and_evicted_ones_are_g
 ) -> None:
     """No one waits for ever: with the victims gone it is admitted at once."""
     here = [replace(r, leases=0, is_leaving=False) for r in residents]
-    verdict = admit("new", sizes, here, budget)
+    verdict = admit("new", sizes, here, budget, now_s=NOW_S)
 
     assert not isinstance(verdict, Wait)
     if isinstance(verdict, Go):
         left = [r for r in here if r.key not in verdict.evict]
-        assert admit("new", sizes, left, budget) == Go()
+        assert admit("new", sizes, left, budget, now_s=NOW_S) == Go()
 
 
 @given(any_sizes, residents_of_any_kind, budgets)
@@ -161,8 +202,8 @@ def test_admit_does_not_depend_on_the_order_of_residents(
     sizes: Sizes, residents: list[Resident], budget: Budget
 ) -> None:
     """Deterministic: who goes is decided by use and name alone."""
-    one = admit("new", sizes, residents, budget)
-    other = admit("new", sizes, residents[::-1], budget)
+    one = admit("new", sizes, residents, budget, now_s=NOW_S)
+    other = admit("new", sizes, residents[::-1], budget, now_s=NOW_S)
 
     if isinstance(one, Wait):
         assert isinstance(other, Wait)
@@ -198,13 +239,16 @@ def test_admit_evicts_only_from_the_memory_that_is_short() -> None:
     ]
     budget = Budget(None, None, {RAM: 20, "CUDA0": 10})
 
-    assert admit("new", {RAM: 1, "CUDA0": 5}, residents, budget) == Go(("on the device",))
-    assert admit("new", {RAM: 1, "CUDA0": 2}, residents, budget) == Go()
+    assert admit("new", {RAM: 1, "CUDA0": 5}, residents, budget, now_s=NOW_S) == Go(
+        ("on the device",)
+    )
+    assert admit("new", {RAM: 1, "CUDA0": 2}, residents, budget, now_s=NOW_S) == Go()
 
 
 def test_refusal_says_which_memory_is_short() -> None:
     """The numbers of each memory, since more RAM would not help."""
-    verdict = admit("new", {RAM: 1, "CUDA0": 11}, [], Budget(None, None, {RAM: 99, "CUDA0": 10}))
+    budget = Budget(None, None, {RAM: 99, "CUDA0": 10})
+    verdict = admit("new", {RAM: 1, "CUDA0": 11}, [], budget, now_s=NOW_S)
 
     assert isinstance(verdict, Refuse)
     assert "needs 12 B (11 B of CUDA0, 1 B of RAM)" in verdict.reason

@@ -1,0 +1,247 @@
+"""A fleet without processes: it carries out the scheduler's decisions as ``runtime/fleet.py`` does.
+
+Immutable, so that a test can go on from one state in many ways. Every state that ``step`` returns
+has been checked: never over the budget, never a leased or pinned victim, never a slot too many.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from kvsup.residency import Budget, Resident, Sizes, together
+from kvsup.scheduling import Deny, Evict, Grant, Start, Ticket, Wanted, decide
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is configured of a model."""
+
+    sizes: Sizes
+    n_slots: int = 1
+    load_s: float = 1.0
+    weight: float = 1.0
+    priority: int = 0
+    is_pinned: bool = False
+
+
+@dataclass(frozen=True)
+class World:
+    """A fleet at one moment."""
+
+    models: Mapping[str, Model]
+    budget: Budget
+    now_s: float = 1000.0
+    n_arrived: int = 0
+    waiting: tuple[Ticket, ...] = ()
+    running: tuple[Ticket, ...] = ()
+    loaded: tuple[Resident, ...] = ()
+    ready: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    n_denied: int = 0
+    again_s: float = field(default=math.inf, compare=False)
+
+    def resident(self, key: str) -> Resident | None:
+        """Return what is loaded of a model."""
+        return next((r for r in self.loaded if r.key == key), None)
+
+    def after(self, seconds: float) -> "World":
+        """Return the same at a later time, with what that changes."""
+        return replace(self, now_s=self.now_s + seconds).settled()
+
+    # What may happen, each as an event of its own. None where it cannot.
+
+    def arrive(self, key: str, *, slots: int = 1, priority: int = 0) -> "World | None":
+        """A request comes; one for a model that has given up is told so at once."""
+        if key in self.failed:
+            return None
+        ticket = Ticket(
+            self.n_arrived + 1, key, self.now_s, slots, self.models[key].priority + priority
+        )
+        return replace(
+            self, waiting=(*self.waiting, ticket), n_arrived=self.n_arrived + 1
+        ).settled()
+
+    def leave(self, key: str) -> "World | None":
+        """The oldest request that runs ends; without any the last one that waits gives up."""
+        for ticket in self.running:
+            if ticket.key == key and (key in self.ready or not self._waits_for(key)):
+                return self._released(ticket).settled()
+        for ticket in reversed(self.waiting):
+            if ticket.key == key:
+                left = tuple(t for t in self.waiting if t is not ticket)
+                return replace(self, waiting=left).settled()
+        return None
+
+    def become_ready(self, key: str) -> "World | None":
+        """A load, or the restart after a crash, is done."""
+        one = self.resident(key)
+        if one is None or key in self.ready:
+            return None
+        since_s = min(one.serving_since_s, self.now_s)
+        world = self._with(replace(one, serving_since_s=since_s, load_s=self.models[key].load_s))
+        return replace(world, ready=self.ready | {key}).settled()
+
+    def fail(self, key: str) -> "World | None":
+        """It gives up: everyone who has or wants it is told, and its memory is free."""
+        if self.resident(key) is None:
+            return None
+        return replace(
+            self,
+            loaded=tuple(r for r in self.loaded if r.key != key),
+            ready=self.ready - {key},
+            failed=self.failed | {key},
+            running=tuple(t for t in self.running if t.key != key),
+            waiting=tuple(t for t in self.waiting if t.key != key),
+        ).settled()
+
+    def crash(self, key: str) -> "World | None":
+        """Its process dies and is started again; requests keep their leases."""
+        return replace(self, ready=self.ready - {key}).settled() if key in self.ready else None
+
+    def unload(self, key: str) -> "World | None":
+        """Someone asks it to stop once it is idle."""
+        one = self.resident(key)
+        if one is None or one.is_leaving:
+            return None
+        return self._with(replace(one, is_leaving=True)).settled()
+
+    def reload(self, key: str) -> "World | None":
+        """Its file was edited: what runs drains, a failure ends."""
+        if key in self.failed:
+            return replace(self, failed=self.failed - {key}).settled()
+        return self.unload(key)
+
+    def reap(self, key: str) -> "World | None":
+        """What was asked to stop, and is idle, is gone."""
+        one = self.resident(key)
+        if one is None or not one.is_leaving or one.leases:
+            return None
+        loaded = tuple(r for r in self.loaded if r.key != key)
+        return replace(self, loaded=loaded, ready=self.ready - {key}).settled()
+
+    # How the fleet answers.
+
+    def settled(self) -> "World":
+        """Return the world with every decision carried out, as ``Fleet._schedule`` does."""
+        world, is_settled = self, False
+        for _ in range(2 * len(self.models) + 2):
+            world, is_settled = world._one_schedule()
+            if is_settled:
+                return world
+        raise AssertionError("the scheduler starts without end")
+
+    def _one_schedule(self) -> "tuple[World, bool]":
+        here = {r.key for r in self.loaded}
+        wanted = {
+            t.key: Wanted(self.models[t.key].sizes) for t in self.waiting if t.key not in here
+        }
+        schedule = decide(self.waiting, wanted, self.loaded, self.budget, now_s=self.now_s)
+        assert schedule.again_s >= self.now_s
+        world = replace(self, again_s=schedule.again_s)
+        for decision in schedule.decisions:
+            world = world._carried_out(decision)
+        started = [d for d in schedule.decisions if isinstance(d, Start)]
+        assert len(started) <= 1
+        assert not schedule.decisions or schedule.decisions[-1] not in started
+        return world, not started
+
+    def _carried_out(self, decision: Grant | Deny | Start | Evict) -> "World":
+        match decision:
+            case Grant(number=number):
+                return self._granted(self._ticket(number))
+            case Deny(number=number):
+                left = tuple(t for t in self.waiting if t.number != number)
+                return replace(self, waiting=left, n_denied=self.n_denied + 1)
+            case Start(key=key):
+                return self._started(key)
+            case Evict(key=key):
+                one = self.resident(key)
+                assert one is not None
+                assert not one.leases, "a leased victim"
+                assert not one.is_pinned, "a pinned victim"
+                assert not one.is_leaving, "a victim that goes anyway"
+                return self._with(replace(one, is_leaving=True))
+
+    def _started(self, key: str) -> "World":
+        model = self.models[key]
+        assert self.resident(key) is None, "two of one model"
+        new = Resident(
+            key,
+            model.sizes,
+            0,
+            self.now_s,
+            is_pinned=model.is_pinned,
+            weight=model.weight,
+            n_slots=model.n_slots,
+        )
+        loaded = (*self.loaded, new)
+        total = together(r.sizes for r in loaded)
+        limit, at_most = self.budget.memory_bytes, self.budget.max_loaded
+        assert limit is None or sum(total.values()) <= limit, "over the budget"
+        assert at_most is None or len(loaded) <= at_most, "too many models"
+        assert all(total.get(m, 0) <= n for m, n in self.budget.limits.items()), "over a limit"
+        return replace(self, loaded=loaded)
+
+    def _granted(self, ticket: Ticket) -> "World":
+        one = self.resident(ticket.key)
+        assert one is not None, "granted without a process"
+        assert not one.is_leaving, "granted what goes"
+        busy = one.busy_slots + ticket.slots
+        assert busy <= one.n_slots or not ticket.slots, "more than there are slots"
+        world = self._with(
+            replace(one, leases=one.leases + 1, busy_slots=busy, last_used_s=self.now_s)
+        )
+        left = tuple(t for t in self.waiting if t.number != ticket.number)
+        return replace(world, waiting=left, running=(*self.running, ticket))
+
+    def _released(self, ticket: Ticket) -> "World":
+        one = self.resident(ticket.key)
+        assert one is not None
+        world = self._with(
+            replace(
+                one,
+                leases=one.leases - 1,
+                busy_slots=one.busy_slots - ticket.slots,
+                last_used_s=self.now_s,
+            )
+        )
+        return replace(world, running=tuple(t for t in self.running if t is not ticket))
+
+    def _ticket(self, number: int) -> Ticket:
+        return next(t for t in self.waiting if t.number == number)
+
+    def _waits_for(self, key: str) -> bool:
+        return any(t.key == key for t in self.waiting)
+
+    def _with(self, one: Resident) -> "World":
+        loaded = tuple(one if r.key == one.key else r for r in self.loaded)
+        return replace(self, loaded=loaded)
+
+    # That nobody waits for ever.
+
+    def served_in_the_end(self, *, n_steps: int) -> "World":
+        """Let loads end, requests leave and the idle go, until nobody waits; return what is left.
+
+        Time goes on by what the scheduler asked for, at least a second.
+        """
+        world = self
+        for _ in range(n_steps):
+            if not world.waiting:
+                return world
+            for key in world.models:
+                world = world.become_ready(key) or world
+            for ticket in world.running:
+                if ticket.key in world.ready:
+                    world = world._released(ticket)
+            world = world.settled()
+            for key in world.models:
+                world = world.reap(key) or world
+            step_s = world.again_s - world.now_s
+            world = world.after(max(1.0, step_s) if step_s < math.inf else 1.0)
+        raise AssertionError(f"still waiting: {world.waiting}, loaded: {world.loaded}")
+
+
+EVENTS: Sequence[str] = (
+    "arrive", "leave", "become_ready", "fail", "crash", "unload", "reload", "reap",
+)  # fmt: skip
+"""Names of the methods that are events."""
