@@ -62,10 +62,14 @@ class World:
         ).settled()
 
     def leave(self, key: str) -> "World | None":
-        """The oldest request that runs ends; without any the last one that waits gives up."""
+        """The oldest request that runs ends, or its client leaves, in the load too."""
         for ticket in self.running:
-            if ticket.key == key and (key in self.ready or not self._waits_for(key)):
+            if ticket.key == key:
                 return self._released(ticket).settled()
+        return None
+
+    def give_up(self, key: str) -> "World | None":
+        """The client of the last request that waits leaves."""
         for ticket in reversed(self.waiting):
             if ticket.key == key:
                 left = tuple(t for t in self.waiting if t is not ticket)
@@ -210,9 +214,6 @@ class World:
     def _ticket(self, number: int) -> Ticket:
         return next(t for t in self.waiting if t.number == number)
 
-    def _waits_for(self, key: str) -> bool:
-        return any(t.key == key for t in self.waiting)
-
     def _with(self, one: Resident) -> "World":
         loaded = tuple(one if r.key == one.key else r for r in self.loaded)
         return replace(self, loaded=loaded)
@@ -228,20 +229,46 @@ class World:
         for _ in range(n_steps):
             if not world.waiting:
                 return world
-            for key in world.models:
-                world = world.become_ready(key) or world
-            for ticket in world.running:
-                if ticket.key in world.ready:
-                    world = world._released(ticket)
-            world = world.settled()
-            for key in world.models:
-                world = world.reap(key) or world
+            world = world.gone_on()
             step_s = world.again_s - world.now_s
             world = world.after(max(1.0, step_s) if step_s < math.inf else 1.0)
         raise AssertionError(f"still waiting: {world.waiting}, loaded: {world.loaded}")
 
+    def first_served_though_others_come(self, *, n_steps: int, seconds: float) -> None:
+        """Do the same while every model has new requests all the time, until the last has its turn.
+
+        Of the requests that run, one of each model goes on until the next step.
+        """
+        world, last = self, max((t.number for t in self.waiting), default=0)
+        for _ in range(n_steps):
+            if all(t.number > last for t in world.waiting):
+                return
+            for key in world.models:
+                if sum(t.key == key for t in world.waiting) < 2 + (self.n_arrived - last):
+                    world = world.arrive(key) or world
+            world = world.gone_on(but_one=True).after(seconds)
+        raise AssertionError(f"still waiting: {world.waiting}, loaded: {world.loaded}")
+
+    def gone_on(self, *, but_one: bool = False) -> "World":
+        """Return the world after every load has ended, every request, and every stop.
+
+        ``but_one``: of several that run on one model the newest stays.
+        """
+        world = self
+        for key in world.models:
+            world = world.become_ready(key) or world
+        newest = {ticket.key: ticket for ticket in world.running} if but_one else {}
+        for ticket in world.running:
+            is_alone = sum(t.key == ticket.key for t in self.running) < 2
+            if ticket.key in world.ready and (is_alone or newest.get(ticket.key) is not ticket):
+                world = world._released(ticket)
+        world = world.settled()
+        for key in world.models:
+            world = world.reap(key) or world
+        return world
+
 
 EVENTS: Sequence[str] = (
-    "arrive", "leave", "become_ready", "fail", "crash", "unload", "reload", "reap",
+    "arrive", "leave", "give_up", "become_ready", "fail", "crash", "unload", "reload", "reap",
 )  # fmt: skip
 """Names of the methods that are events."""
