@@ -143,6 +143,8 @@ class SizesMeasured(Struct, frozen=True, kw_only=True):
     v_bytes: int
     graph_splits: int | None = None
     """Of the graph of one token; None: not told."""
+    load_s: float = 0.0
+    """From the start of the process until it served; 0: not told."""
 
     @property
     def total_bytes(self) -> int:

@@ -349,7 +349,7 @@ class Instance:
         self._upstream = tenure.upstream
         self._is_trial = False
         self._down_since_s = math.inf
-        load_s = self._enter(State.READY)
+        load_s = tenure.measured.load_s = self._enter(State.READY)
         pair = str(self.plan.model.kv_cache_type)
         self.emit(events.Ready(self.plan.name, load_s, self.kv_bytes, pair))
 

@@ -63,6 +63,7 @@ def sizes_of(plan: Plan, measured: Measured) -> SizesMeasured:
         k_bytes=k_bytes,
         v_bytes=v_bytes,
         graph_splits=measured.splits.generation if measured.splits else None,
+        load_s=measured.load_s,
     )
 
 

@@ -70,6 +70,8 @@ class Measured:
     """Of every V row where all are padded to the widest."""
     speeds: list[Speed] = field(default_factory=list)
     """Of the last requests that generated enough to tell, oldest first."""
+    load_s: float = 0.0
+    """From the start of the process until it served; 0 until then."""
     n_load_facts: int = 0
     """Grows with everything that is told of the load, not of requests."""
     _timings: dict[tuple[int, bool], Timing] = field(default_factory=dict)

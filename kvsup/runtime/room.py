@@ -41,6 +41,7 @@ def resident_of(instance: Instance, *, serving_since_s: float) -> Resident:
         is_pinned=model.pin and not instance.is_retired,
         is_leaving=instance.is_leaving,
         serving_since_s=serving_since_s,
+        load_s=instance.remembered.load_s if instance.remembered else 0.0,
         weight=model.weight,
         busy_slots=instance.busy_slots,
         n_slots=model.num_parallel,
