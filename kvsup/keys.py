@@ -19,7 +19,8 @@ MIN_KEY_CHARACTERS = 16
 """Shorter keys can be guessed from their SHA-256."""
 
 _MEND = 'write key = "…" with the output of: openssl rand -hex 24'
-_FIELDS = ("key", "sha256", "scope")
+_FIELDS = ("key", "sha256", "scope", "priority")
+_PRIORITIES = range(-10, 11)
 
 
 class Scope(IntEnum):
@@ -42,6 +43,8 @@ class Key:
     scope: Scope
     digest: bytes = field(repr=False)
     """SHA-256 of the key's UTF-8 bytes."""
+    priority: int = 0
+    """Of its requests in the queue, beside that of the model; higher first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +53,22 @@ class KeyRing:
 
     keys: tuple[Key, ...] = ()
 
-    def scope_of(self, token: str) -> Scope | None:
-        """Return the scope of the key that ``token`` is, None where it is none.
+    def key_of(self, token: str) -> Key | None:
+        """Return the key that ``token`` is, None where it is none.
 
         It is compared with every key, each in constant time, so that how long this takes tells
         neither which key it is nor how near it came.
         """
         digest = _digest(token)
-        scopes = [key.scope for key in self.keys if hmac.compare_digest(key.digest, digest)]
-        return max(scopes, default=None)
+        found = [key for key in self.keys if hmac.compare_digest(key.digest, digest)]
+        return found[0] if found else None
 
 
 def decode_keys(source: Source) -> tuple[KeyRing, list[Problem]]:
     """Return the keys of a key file, and what is wrong in it; no problem quotes a value.
 
     Each key is a table, whose name is the key's: ``key`` (the key itself) or ``sha256`` (its
-    SHA-256 in hexadecimal digits), and ``scope``, ``"infer"`` if absent.
+    SHA-256 in hexadecimal digits), ``scope``, ``"infer"`` if absent, and ``priority``, 0 if absent.
     """
     keys: list[Key] = []
     problems: list[Problem] = []
@@ -80,7 +83,8 @@ def decode_keys(source: Source) -> tuple[KeyRing, list[Problem]]:
         problems += [source.problem(key, text) for key, text in wrong.items()]
         if wrong:
             continue
-        key = Key(name, _SCOPES[table.get("scope", "infer")], _digest_of(table))
+        scope, priority = _SCOPES[table.get("scope", "infer")], table.get("priority", 0)
+        key = Key(name, scope, _digest_of(table), priority)
         if (owner := owners.setdefault(key.digest, name)) != name:
             problems.append(source.problem(name, f"has the same key as {owner}; write another"))
         keys.append(key)
@@ -128,6 +132,9 @@ def _faults(table: Mapping[str, Any]) -> dict[str, str]:
     scope = table.get("scope", "infer")
     if not isinstance(scope, str) or scope not in _SCOPES:
         faults["scope"] = "is no scope; write infer or manage"
+    priority = table.get("priority", 0)
+    if type(priority) is not int or priority not in _PRIORITIES:
+        faults["priority"] = "is no priority; write a whole number from -10 to 10"
     return faults
 
 

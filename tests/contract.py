@@ -75,6 +75,7 @@ class _End(_Piece, kw_only=True):
     prompt_eval_duration: Positive | UnsetType = UNSET
     eval_count: Positive | UnsetType = UNSET
     eval_duration: Positive | UnsetType = UNSET
+    kvsup: dict[str, int] | UnsetType = UNSET
 
 
 class ChatPiece(_Piece, kw_only=True):

@@ -16,6 +16,9 @@ from starlette.types import Scope as Connection
 from kvsup.api.errors import shape_for
 from kvsup.keys import KeyRing, Scope
 
+PRIORITY = "kvsup.priority"
+"""Where a connection's scope holds the priority of its key."""
+
 _PUBLIC = frozenset({"/", "/api/version", "/health", "/v1/health", "/openapi.json"})
 _READING = frozenset({"GET", "HEAD"})
 
@@ -84,11 +87,13 @@ class Auth:
                 "set api_keys in kvsup.toml"
             )
         tokens = list(_tokens(Headers(scope=connection)))
-        scope = max((s for t in tokens if (s := keys.scope_of(t)) is not None), default=None)
-        if scope is None:
+        found = [key for token in tokens if (key := keys.key_of(token)) is not None]
+        if not found:
             missing = "send Authorization: Bearer KEY or X-Api-Key: KEY"
             return 401, f"unauthorized: {'no such API key' if tokens else missing}"
-        if scope < needed:
+        key = max(found, key=lambda key: key.scope)
+        connection[PRIORITY] = key.priority
+        if key.scope < needed:
             return 403, f"forbidden: this needs an API key of scope {needed.name.lower()}"
         return None
 

@@ -6,6 +6,7 @@ They change what others see: ``auth.py`` asks for a key, or for a client on this
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -37,11 +38,29 @@ class ControlHandlers:
         self._refusal = refusal
 
     async def models(self, exchange: Exchange) -> None:
-        """Answer ``GET /kvsup/models``: every model with its state."""
+        """Answer ``GET /kvsup/models``: every model with its state, and who waits."""
         now_s = time.monotonic()
-        models = [_described(instance, now_s) for instance in self._fleet.instances()]
-        waiting, refused = self._fleet.n_waiting, self._refusal()
-        answer = {"models": models, "waiting": waiting, "refused_configuration": refused}
+        waiting = self._fleet.waiting()
+        n_waiting = Counter(request.instance.key for request in waiting)
+        models = [
+            {**_described(instance, now_s), "waiting": n_waiting[instance.key]}
+            for instance in self._fleet.instances()
+        ]
+        queue = [
+            {
+                "position": position,
+                "model": request.instance.plan.name,
+                "waited_ms": round((now_s - request.arrived_s) * 1000),
+                "priority": request.priority,
+            }
+            for position, request in enumerate(waiting, start=1)
+        ]
+        answer = {
+            "models": models,
+            "waiting": len(waiting),
+            "queue": queue,
+            "refused_configuration": self._refusal(),
+        }
         await exchange.answer(msgspec.json.encode(answer))
 
     async def stop(self, exchange: Exchange) -> None:

@@ -12,10 +12,12 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from kvsup.api.auth import PRIORITY
 from kvsup.api.bodies import BodiesFull, BodyRoom
 from kvsup.api.errors import OLLAMA, ErrorShape, status_of
 from kvsup.api.naming import explained
 from kvsup.errors import EngineError, KvsupError, RequestError
+from kvsup.runtime.queue import Queued
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +38,25 @@ class Exchange:
         self.request = request
         self.body = body
         self.is_started = False
+        self.queued = Queued(0, 0.0)
         self._notes: list[Header] = []
         self._send = send
 
     def note(self, text: str) -> None:
         """Tell the client, in a header, what of its request is not as it asked."""
         self._notes.append((b"x-kvsup-note", text.encode("ascii", "backslashreplace")))
+
+    @property
+    def priority(self) -> int:
+        """Return the priority of the key that the request came with; 0 without one."""
+        return int(self.request.scope.get(PRIORITY, 0))
+
+    def came_through(self, queued: Queued) -> None:
+        """Tell the client, in a header, that the request had to wait in the queue."""
+        self.queued = queued
+        if queued.position:
+            text = f"position={queued.position}; waited_ms={queued.waited_ms}"
+            self._notes.append((b"x-kvsup-queue", text.encode()))
 
     async def start(
         self, content_type: bytes, *, status: int = 200, headers: Iterable[Header] = ()

@@ -75,7 +75,11 @@ class GenerationHandlers:
                     path=call.path,
                     body=msgspec.json.encode(call.body),
                     make_answer=lambda _response: job.answer(
-                        instance, call, started_ns=started_ns, load_ns=load_ns
+                        instance,
+                        call,
+                        started_ns=started_ns,
+                        load_ns=load_ns,
+                        queued=exchange.queued,
                     ),
                 )
 

@@ -23,6 +23,7 @@ from kvsup.ollama.to_llama import CHAT_PATH, COMPLETION_PATH, LlamaCall
 from kvsup.ollama.truncation import TOO_LONG, cut_tokens
 from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.queue import Queued
 
 R = TypeVar("R", ChatRequest, GenerateRequest)
 Replies = ChatReplies | GenerateReplies
@@ -127,10 +128,18 @@ class Job(Generic[R]):
         return self.bare(done=False, _debug_info=shown)
 
     def answer(
-        self, instance: Instance, call: LlamaCall, *, started_ns: int, load_ns: int
+        self,
+        instance: Instance,
+        call: LlamaCall,
+        *,
+        started_ns: int,
+        load_ns: int,
+        queued: Queued,
     ) -> OllamaAnswer:
         """Return what turns llama-server's answer to ``call`` into Ollama's."""
         replies = self.replies(call)
+        if queued.position:
+            replies.beside = {"queue_position": queued.position, "queued_ms": queued.waited_ms}
         return OllamaAnswer(
             replies if self.request.stream else Folded(replies),
             NDJSON if self.request.stream else JSON,

@@ -122,7 +122,9 @@ class PassthroughHandlers:
             body = await self._with_images(body)
         steered = steer(path, body) if is_post else None
         body = steered.body if steered else body
-        async with self._fleet.lease(name, slots=slots) as instance:
+        async with self._fleet.lease(
+            name, slots=slots, priority=exchange.priority, tell=exchange.came_through
+        ) as instance:
             upstream = await instance.ready()
             async with upstream.stream(
                 request.method, target, headers=headers, body=body

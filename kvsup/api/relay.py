@@ -56,7 +56,14 @@ async def leased(
 
     Arguments and errors as for ``Fleet.lease``.
     """
-    async with fleet.lease(name, asked=asked, keep_alive_s=keep_alive_s, slots=slots) as instance:
+    async with fleet.lease(
+        name,
+        asked=asked,
+        keep_alive_s=keep_alive_s,
+        slots=slots,
+        priority=exchange.priority,
+        tell=exchange.came_through,
+    ) as instance:
         await instance.ready()
         plan = instance.plan
         for note in unmet(

@@ -38,7 +38,7 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(json.dumps(answer))
         return
     table = new_table(
-        "MODEL", "STATE", "KV CACHE", "CONTEXT", "K", "V", "SIZE", "BUSY", "UNTIL", "PID"
+        "MODEL", "STATE", "KV CACHE", "CONTEXT", "K", "V", "SIZE", "BUSY", "WAIT", "UNTIL", "PID"
     )
     for model in answer["models"]:
         loaded = model["pid"] is not None
@@ -51,6 +51,7 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
             format_bytes(model["v_bytes"]) if loaded and model["v_bytes"] else "-",
             format_bytes(model["size_bytes"]) if loaded else "-",
             str(model["in_flight"]),
+            str(model["waiting"]),
             _until(model) if loaded else "-",
             str(model["pid"] or "-"),
         )
@@ -62,7 +63,8 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
         for sentence in model["kv_warnings"]:
             console.print(f"{model['name']}: {sentence}", highlight=False)
     if answer["waiting"]:
-        console.print(f"{answer['waiting']} requests wait")
+        longest_s = max(request["waited_ms"] for request in answer["queue"]) / 1000
+        console.print(f"{answer['waiting']} requests wait, the longest for {longest_s:.1f} s")
     if answer["refused_configuration"]:
         console.print("configuration not taken up:", highlight=False)
         console.print(answer["refused_configuration"], highlight=False)

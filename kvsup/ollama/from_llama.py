@@ -4,7 +4,7 @@ Feed the bytes of the upstream's body, send what comes back, and call ``finish``
 has ended. Fields and their order are those of Ollama (api/types.go, 2026-08).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -33,6 +33,8 @@ class _Replies:
         keeps_text: bool = False,
         splitter: ThoughtSplitter | None = None,
     ) -> None:
+        self.beside: Mapping[str, int] = {}
+        """What kvsup tells of the request in the last object's ``kvsup``, which Ollama has not."""
         self._head = b'{"model":%s,"created_at":"' % encode(model)
         self._answer = Answer(top_logprobs=top_logprobs)
         if splitter is not None:
@@ -132,6 +134,8 @@ class _Replies:
         metrics = b"".join(
             [b',"%s":%d' % (name.encode(), number) for name, number in numbers.items() if number]
         )
+        if self.beside:
+            metrics += b',"kvsup":' + encode(self.beside)
         reason = b"length" if answer.finish_reason == "length" else b"stop"
         done = b',"done":true,"done_reason":"%s"' % reason
         if context:

@@ -64,6 +64,10 @@ class Fleet:
         """Return how many requests wait for a place."""
         return len(self._queue)
 
+    def waiting(self) -> list[Request]:
+        """Return the requests that wait, the first to be served first."""
+        return list(self._queue)
+
     def plans(self) -> list[Plan]:
         """Return the plan of every model, in the order of the configuration."""
         return self._roster.plans()

@@ -21,6 +21,11 @@ class Queued:
     """Place at its arrival, 1 the first; 0: it did not wait."""
     waited_s: float
 
+    @property
+    def waited_ms(self) -> int:
+        """Return the time until its slots were granted; a load is not in it."""
+        return round(self.waited_s * 1000)
+
 
 @dataclass(slots=True, eq=False)
 class Request:

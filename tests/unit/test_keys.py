@@ -25,6 +25,7 @@ key = "{LAPTOP}"
 [admin]
 sha256 = "{hashlib.sha256(ADMIN.encode()).hexdigest().upper()}"
 scope = "manage"
+priority = -2
 """
 MEND = 'write key = "…" with the output of: openssl rand -hex 24'
 
@@ -59,12 +60,19 @@ def _problems(text: str) -> list[str]:
 )
 def test_scope_of_a_token_is_that_of_the_whole_key(token: str, scope: Scope | None) -> None:
     """A key is known by every one of its characters, whether the file has it or its SHA-256."""
-    assert _ring(GOOD).scope_of(token) is scope
+    key = _ring(GOOD).key_of(token)
+
+    assert (key and key.scope) is scope
+
+
+def test_priority_of_a_key_is_what_its_table_says() -> None:
+    """Without one it is that of a request without a key."""
+    assert [key.priority for key in _ring(GOOD).keys] == [0, -2]
 
 
 def test_scope_of_a_token_on_an_empty_ring_is_none() -> None:
     """No keys let nobody in."""
-    assert KeyRing().scope_of(LAPTOP) is None
+    assert KeyRing().key_of(LAPTOP) is None
 
 
 def test_scope_manage_includes_infer() -> None:
@@ -111,6 +119,10 @@ def test_decode_of_a_wrong_file_reports_every_problem_with_its_line() -> None:
         [digest]
         sha256 = "not-a-digest-secret-0123456789"
         kee = "secret-0123456789"
+
+        [first]
+        key = "{ADMIN}"
+        priority = true
     """
 
     problems = _problems(text)
@@ -123,8 +135,9 @@ def test_decode_of_a_wrong_file_reports_every_problem_with_its_line() -> None:
         f"keys.toml:11: none: has no key; {MEND}",
         f"keys.toml:15: blank.key: is no text of visible ASCII characters without blanks; {MEND}",
         f"keys.toml:18: number.key: is no text of visible ASCII characters without blanks; {MEND}",
-        "keys.toml:22: digest.kee: unknown key; known keys: key, sha256, scope",
+        "keys.toml:22: digest.kee: unknown key; known keys: key, sha256, scope, priority",
         "keys.toml:21: digest.sha256: is no SHA-256; write its 64 hexadecimal digits",
+        "keys.toml:26: first.priority: is no priority; write a whole number from -10 to 10",
     ]
     assert "secret" not in "".join(problems)
 
