@@ -164,6 +164,26 @@ class Plan:
         """Return the plan of a load that gets ``num_ctx``; identity and digest stay."""
         return replace(self._decided(self.configured, num_ctx=num_ctx), notes=self.notes)
 
+    def with_prompt_cache(self, room_bytes: int) -> "Plan":
+        """Return the plan of a load whose prompt cache gets ``room_bytes``, or what is configured.
+
+        Identity and digest stay: what differs is how many prompts it remembers.
+        """
+        size_bytes = max(0, min(self.configured.prompt_cache_bytes, room_bytes))
+        model = msgspec.structs.replace(self.model, prompt_cache_bytes=size_bytes)
+        argv = build_argv(self.binary, model, socket=self.socket, pooling=self.pooling)
+        return replace(self, model=model, argv=argv)
+
+    @property
+    def prompt_cache_bytes(self) -> int:
+        """Return what its prompt cache may come to hold in RAM, beside all that it loads.
+
+        The limit holds exactly: room is made before a prompt is kept, and one that is larger is not
+        (server_prompt_cache::alloc, server-task.cpp, b11434). Only completions are kept
+        (get_available_slot, server-context.cpp), so a model made for embeddings has none.
+        """
+        return 0 if self.pooling is not None else self.model.prompt_cache_bytes
+
     def on(self, machine: Machine) -> "Plan":
         """Return the plan with what is known now of running it here."""
         return replace(self, machine=machine, slow_kv=_slow(self.model, self.file, machine))

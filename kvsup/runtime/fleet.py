@@ -26,7 +26,12 @@ from kvsup.runtime.instance import Instance
 from kvsup.runtime.making import make_instance
 from kvsup.runtime.queue import Queue, Queued, Request
 from kvsup.runtime.remembered import Remembered
-from kvsup.runtime.room import budget_now, filled_memories, resident_of
+from kvsup.runtime.room import (
+    budget_now,
+    filled_memories,
+    prompt_cache_room_bytes,
+    resident_of,
+)
 from kvsup.runtime.roster import Roster, is_of
 from kvsup.scheduling import Deny, Evict, Grant, Start, Wanted, decide
 
@@ -258,7 +263,7 @@ class Fleet:
                 case Deny(number=number, reason=reason):
                     self._deny(requests[number], reason)
                 case Start(key=key):
-                    self._start(absent[key])
+                    self._start(absent[key], residents, budget)
                 case Evict(key=key, wanted=wanted):
                     other = absent[wanted].plan.name
                     self._resident[key].stop(f"to make room for {other}", room_for=other)
@@ -302,8 +307,10 @@ class Fleet:
         self._queue.refuse(request, CapacityError(text))
         self._roster.drop(request.instance)
 
-    def _start(self, instance: Instance) -> None:
+    def _start(self, instance: Instance, residents: Iterable[Resident], budget: Budget) -> None:
         assert self._tasks is not None  # noqa: S101 - nothing is leased before run()
+        room = prompt_cache_room_bytes(instance.plan, instance.size_by_device, residents, budget)
+        instance.plan = instance.plan.with_prompt_cache(room)
         instance.prepare()
         instance.keep_alive_s = instance.plan.model.keep_alive_s
         self._resident[instance.key] = instance

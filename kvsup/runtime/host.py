@@ -10,6 +10,15 @@ def memory_available_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def private_bytes(pid: int) -> int:
+    """Return the RAM that a process holds and shares with no file; 0 where that is not told."""
+    try:
+        memory = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0
+    return max(0, memory.rss - memory.shared) if hasattr(memory, "shared") else 0
+
+
 def n_processors() -> int | None:
     """Return how many processors there are; None where the system does not tell."""
     return os.cpu_count()

@@ -5,9 +5,15 @@ from collections.abc import Iterable
 from kvsup.config import HostConfig
 from kvsup.placement import DEVICE_HEADROOM_BYTES
 from kvsup.plan import Plan
-from kvsup.residency import RAM, Budget, Resident
-from kvsup.runtime.host import memory_available_bytes
+from kvsup.residency import RAM, Budget, Resident, Sizes, room_bytes
+from kvsup.runtime.host import memory_available_bytes, private_bytes
 from kvsup.runtime.instance import Instance
+
+PROMPT_CACHE_SHARE = 8
+"""A prompt cache gets one part in so many of the RAM that is left, at most what is configured.
+
+It is never a reason to refuse or evict a model, so it must not take what the next one needs.
+"""
 
 
 def budget_now(host: HostConfig, plans: Iterable[Plan], loaded: Iterable[Instance]) -> Budget:
@@ -18,9 +24,25 @@ def budget_now(host: HostConfig, plans: Iterable[Plan], loaded: Iterable[Instanc
         for device in plan.binary.devices
     }
     if host.memory_bytes is None:
-        held_bytes = sum(instance.private_bytes for instance in loaded)
+        held_bytes = sum(map(_held_bytes, loaded))
         limits[RAM] = memory_available_bytes() + held_bytes - host.memory_headroom_bytes
     return Budget(host.memory_bytes, host.max_loaded_models, limits, is_estimated=True)
+
+
+def _held_bytes(instance: Instance) -> int:
+    """Return what of RAM it keeps from being free: as loaded, and its prompt cache as it is now."""
+    loaded_bytes = instance.private_bytes
+    pid = instance.snapshot().pid
+    most_bytes = loaded_bytes + instance.plan.prompt_cache_bytes
+    return max(loaded_bytes, min(most_bytes, private_bytes(pid) if pid and loaded_bytes else 0))
+
+
+def prompt_cache_room_bytes(
+    plan: Plan, sizes: Sizes, residents: Iterable[Resident], budget: Budget
+) -> int:
+    """Return what the prompt cache of ``plan`` may take of the room that it leaves in RAM."""
+    own = Resident(plan.key, sizes, 0, 0.0)
+    return room_bytes([RAM], [*residents, own], budget) // PROMPT_CACHE_SHARE
 
 
 def filled_memories(plan: Plan) -> list[str]:
@@ -31,10 +53,10 @@ def filled_memories(plan: Plan) -> list[str]:
 
 def resident_of(instance: Instance, *, serving_since_s: float) -> Resident:
     """Return what the scheduler needs to know of an instance that is loaded, or is being loaded."""
-    model = instance.plan.model
+    model, sizes = instance.plan.model, instance.size_by_device
     return Resident(
         key=instance.key,
-        sizes=instance.size_by_device,
+        sizes={**sizes, RAM: sizes.get(RAM, 0) + instance.plan.prompt_cache_bytes},
         leases=instance.leases,
         last_used_s=instance.last_used_s,
         idle_until_s=instance.idle_until_s,

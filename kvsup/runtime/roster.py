@@ -163,7 +163,9 @@ class Roster:
                     instance.keep_alive_s = plan.model.keep_alive_s
                 loaded_tokens = instance.plan.model.num_ctx
                 is_auto = plan.configured.num_ctx_is_auto
-                instance.plan = plan.with_num_ctx(loaded_tokens) if is_auto else plan
+                cache_bytes = instance.plan.model.prompt_cache_bytes
+                running = plan.with_num_ctx(loaded_tokens) if is_auto else plan
+                instance.plan = running.with_prompt_cache(cache_bytes)
             self._catalogue[instance.key] = instance
             for name in (plan.name, *plan.model.aliases):
                 self._names[_spelling(name)] = instance.key

@@ -102,6 +102,8 @@ OTHER: dict[str, object] = {
     "llama_server": "/other",
     "preload": True,
     "pin": True,
+    "priority": 1,
+    "weight": 2.0,
     "load_timeout_s": 1.0,
     "stop_timeout_s": 1.0,
     "restart_wait_s": 1.0,
@@ -224,3 +226,21 @@ def test_plan_trained_tokens_are_those_of_the_header() -> None:
     assert plan_of().trained_tokens == 8192
     assert plan_of(file=file_of(context_length=2048)).trained_tokens == 2048
     assert plan_of(file=silent).trained_tokens is None
+
+
+@pytest.mark.parametrize(("room_mib", "given"), [(5000, 1024), (100, 100), (-3, 0)])
+def test_plan_with_a_prompt_cache_gets_what_there_is_room_for(room_mib: int, given: int) -> None:
+    """At most what is configured; the same process could serve, whatever it remembers."""
+    plan = plan_of(MODEL)
+
+    loaded = plan.with_prompt_cache(room_mib << 20)
+
+    assert loaded.argv[loaded.argv.index("--cache-ram") + 1] == str(given)
+    assert loaded.prompt_cache_bytes == given << 20
+    assert (loaded.identity, loaded.digest) == (plan.identity, plan.digest)
+    assert loaded.with_prompt_cache(1 << 40).argv == plan.argv
+
+
+def test_plan_of_an_embedding_model_has_no_prompt_cache() -> None:
+    """llama-server keeps prompts of completions only."""
+    assert plan_of(MODEL, file_of(pooling_type=1)).prompt_cache_bytes == 0
