@@ -44,7 +44,7 @@ class ControlHandlers:
         n_waiting = Counter(request.instance.key for request in waiting)
         models = [
             {**_described(instance, now_s), "waiting": n_waiting[instance.key]}
-            for instance in self._fleet.instances()
+            for instance in [*self._fleet.succeeded(), *self._fleet.instances()]
         ]
         queue = [
             {

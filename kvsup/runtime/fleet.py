@@ -21,18 +21,14 @@ from kvsup.errors import CapacityError, KvsupError, QueueFull, RequestError
 from kvsup.fitting import NOTHING, Asked
 from kvsup.lifecycle import State
 from kvsup.plan import Plan, why_replaced
-from kvsup.residency import Budget, Go, Resident, admit, idle_due, next_due_s, room_bytes
+from kvsup.residency import Budget, idle_due, next_due_s
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.making import make_instance
 from kvsup.runtime.queue import Queue, Queued, Request
 from kvsup.runtime.remembered import Remembered
-from kvsup.runtime.room import (
-    budget_now,
-    filled_memories,
-    prompt_cache_room_bytes,
-    resident_of,
-)
+from kvsup.runtime.room import Residents, budget_now
 from kvsup.runtime.roster import Roster, is_of
+from kvsup.runtime.succession import Succession
 from kvsup.scheduling import Deny, Evict, Grant, Start, Wanted, decide
 
 
@@ -53,8 +49,8 @@ class Fleet:
         make = partial(make_instance, store=store, emit=emit, note=note, on_change=self._changed)
         self._roster = Roster(plans, make=make)
         self._resident: dict[str, Instance] = {}
-        self._serving_since_s: dict[str, float] = {}
-        """When each resident first became ready: a crash does not begin a new turn."""
+        self._succession = Succession(self._roster, self._resident)
+        self._residents = Residents(self._resident)
         self._queue = Queue()
         self._again_s = math.inf
         self._tasks: TaskGroup | None = None
@@ -101,8 +97,11 @@ class Fleet:
     def has_room(self, plan: Plan) -> bool:
         """Say whether there is memory for ``plan`` beside all that is loaded."""
         budget = replace(budget_now(self._host, self.plans(), self.loaded()), max_loaded=None)
-        verdict = admit("", plan.sizes, self._residents(), budget, now_s=time.monotonic())
-        return verdict == Go()
+        return self._residents.leave_room(plan.sizes, budget)
+
+    def succeeded(self) -> list[Instance]:
+        """Return those of an older configuration that are loaded still."""
+        return [instance for instance in self._resident.values() if instance.is_retired]
 
     async def changed(self) -> None:
         """Wait until something has changed: a state, a lease, the configuration."""
@@ -117,6 +116,7 @@ class Fleet:
         keep_alive_s: float | None = None,
         slots: int = 1,
         priority: int = 0,
+        is_for_newest: bool = False,
         tell: Callable[[Queued], None] = lambda _: None,
     ) -> AsyncIterator[Instance]:
         """Yield an instance of ``name`` once it has ``slots`` free slots for the caller.
@@ -130,6 +130,7 @@ class Fleet:
             keep_alive_s: what the request says; None leaves what the instance has.
             slots: 0 for calls that take none, such as ``/props``.
             priority: that of its key; the model's is added.
+            is_for_newest: never by an instance that serves until its successor does.
             tell: called once it is granted, with how it came through the queue.
 
         Raises:
@@ -142,7 +143,13 @@ class Fleet:
         instance = self._roster.choose(name, asked, resident=self._resident)
         priority += instance.plan.model.priority
         request = self._queue.add(
-            name, asked, instance, slots=slots, keep_alive_s=keep_alive_s, priority=priority
+            name,
+            asked,
+            instance,
+            slots=slots,
+            keep_alive_s=keep_alive_s,
+            priority=priority,
+            is_for_newest=is_for_newest,
         )
         try:
             self._schedule()
@@ -171,9 +178,12 @@ class Fleet:
 
     def unload(self, name: str, why: str) -> bool:
         """Ask what is loaded of ``name`` to stop once idle; return False if nothing is."""
-        loaded = [i for i in self._roster.siblings(name) if self._resident.get(i.key) is i]
+        siblings = self._roster.siblings(name)
+        siblings.append(self._succession.stand_in(self.instance(name)))
+        loaded = [i for i in siblings if self._resident.get(i.key) is i]
         for instance in loaded:
             instance.stop(why)
+        self._wake()
         return bool(loaded)
 
     def reset(self, name: str) -> None:
@@ -183,14 +193,24 @@ class Fleet:
         self._schedule()
 
     def replace(self, plans: Iterable[Plan], host: HostConfig) -> None:
-        """Take up a new configuration: only what changed is replaced, and only once it is idle."""
+        """Take up a new configuration: only what changed is replaced.
+
+        What is in use is replaced by a new one that is loaded beside it, if there is memory for
+        both; else it goes once it is idle.
+        """
         self._host = host
-        changes = self._roster.replace(plans)
+        changes = self._roster.replace(plans, spare=self._succession.serving())
+        self._succession.settle()
         now = {plan.name: plan for plan in self.plans()}
         for old in changes.retired:
             old.is_retired = True
             if self._resident.get(old.key) is old:
-                old.stop(why_replaced(old.plan, now.get(old.plan.name)))
+                if old in changes.replaced and self._may_overlap(old):
+                    self._succession.begin(old)
+                else:
+                    old.stop(why_replaced(old.plan, now.get(old.plan.name)))
+        for name in self._succession.unloaded():
+            self.load(name)
         self._emit(events.Reloaded(changes.changed, changes.added, changes.removed))
         self._changed()
 
@@ -207,7 +227,7 @@ class Fleet:
                 now_s = time.monotonic()
                 if now_s >= self._again_s:
                     self._schedule()
-                residents = self._residents()
+                residents = self._residents.now()
                 idle = idle_due(residents, now_s=now_s)
                 for key in idle:
                     self._resident[key].stop("idle")
@@ -244,14 +264,13 @@ class Fleet:
             for request in requests.values()
             if request.instance.key not in self._resident
         }
-        residents = self._residents() if requests else []
         budget = Budget(None, None)
         if absent:
             budget = budget_now(self._host, self.plans(), self.loaded())
         schedule = decide(
             [request.ticket for request in requests.values()],
-            {key: self._wanted(instance, residents, budget) for key, instance in absent.items()},
-            residents,
+            {key: self._wanted(instance, budget) for key, instance in absent.items()},
+            self._residents.now(),
             budget,
             now_s=time.monotonic(),
         )
@@ -259,18 +278,30 @@ class Fleet:
         for decision in schedule.decisions:
             match decision:
                 case Grant(number=number):
-                    self._grant(requests[number])
+                    self._queue.grant(requests[number])
                 case Deny(number=number, reason=reason):
                     self._deny(requests[number], reason)
                 case Start(key=key):
-                    self._start(absent[key], residents, budget)
+                    self._residents.give_prompt_cache(absent[key], budget)
+                    self._start(absent[key])
                 case Evict(key=key, wanted=wanted):
                     other = absent[wanted].plan.name
                     self._resident[key].stop(f"to make room for {other}", room_for=other)
         return any(isinstance(decision, Start) for decision in schedule.decisions)
 
+    def _may_overlap(self, old: Instance) -> bool:
+        """Say whether the successor of ``old`` may be loaded beside it."""
+        now_s = time.monotonic()
+        is_waited_for = any(request.instance is old for request in self._queue)
+        if not self._succession.may_begin(old, is_waited_for=is_waited_for, now_s=now_s):
+            return False
+        budget = budget_now(self._host, self.plans(), self.loaded())
+        sizes = self._residents.sizes_of(self.instance(old.plan.name), budget)
+        return self._residents.leave_room(sizes, replace(budget, is_estimated=False))
+
     def _stop_superseded(self) -> None:
         """Let the smaller ones of a model and pair go, once the last one started serves."""
+        self._succession.settle()
         loaded = [i for i in self._resident.values() if not i.is_leaving]
         for place, instance in enumerate(loaded):
             if any(i.state is State.READY and _supersedes(i, instance) for i in loaded[place:]):
@@ -286,31 +317,32 @@ class Fleet:
             )
         except KvsupError as error:
             return error
+        if not request.is_for_newest and request.asked == NOTHING:
+            request.instance = self._succession.stand_in(request.instance)
+        holder = self._resident.get(request.instance.key, request.instance)
+        if holder is not request.instance and not holder.is_leaving:
+            holder.stop("its configuration changed")  # and was changed back: they have one socket
         if refusal := request.instance.plan.refusal:
             return RequestError(f"{request.instance.plan.name}: {refusal}")
         return request.instance.failure_error
 
-    def _wanted(self, instance: Instance, residents: Iterable[Resident], budget: Budget) -> Wanted:
-        """Return what an instance takes; a context that is open becomes what there is room for."""
-        if instance.plan.configured.num_ctx_is_auto:
-            memories = filled_memories(instance.plan)
-            instance.plan = instance.plan.with_room(room_bytes(memories, residents, budget))
-        return Wanted(instance.size_by_device, frozenset(self._superseded_by(instance)))
-
-    def _superseded_by(self, instance: Instance) -> list[str]:
-        return [key for key, other in self._resident.items() if _supersedes(instance, other)]
+    def _wanted(self, instance: Instance, budget: Budget) -> Wanted:
+        supersedes = frozenset(
+            key
+            for key, other in self._resident.items()
+            if _supersedes(instance, other) or self._succession.is_succeeded(other, by=instance)
+        )
+        return Wanted(self._residents.sizes_of(instance, budget), supersedes)
 
     def _deny(self, request: Request, reason: str) -> None:
         text = f"{request.instance.plan.name} {reason}"
-        if self._superseded_by(request.instance):
+        if any(_supersedes(request.instance, other) for other in self.loaded()):
             text += '; on_bigger_request = "clamp" serves what asks for more with what is there'
         self._queue.refuse(request, CapacityError(text))
         self._roster.drop(request.instance)
 
-    def _start(self, instance: Instance, residents: Iterable[Resident], budget: Budget) -> None:
+    def _start(self, instance: Instance) -> None:
         assert self._tasks is not None  # noqa: S101 - nothing is leased before run()
-        room = prompt_cache_room_bytes(instance.plan, instance.size_by_device, residents, budget)
-        instance.plan = instance.plan.with_prompt_cache(room)
         instance.prepare()
         instance.keep_alive_s = instance.plan.model.keep_alive_s
         self._resident[instance.key] = instance
@@ -321,35 +353,15 @@ class Fleet:
             await instance.run()
         finally:
             del self._resident[instance.key]
-            self._serving_since_s.pop(instance.key, None)
+            self._residents.forget(instance.key)
             self._changed()
-
-    def _grant(self, request: Request) -> None:
-        self._queue.grant(request)
-        request.instance.leases += 1
-        request.instance.busy_slots += request.slots
-        request.instance.last_used_s = time.monotonic()
-        if request.keep_alive_s is not None:
-            request.instance.keep_alive_s = request.keep_alive_s
 
     def _release(self, request: Request) -> None:
         self._queue.drop(request)
         if request.granted_s is not None:
             self._last_asked_s = time.monotonic()
-            request.instance.leases -= 1
-            request.instance.busy_slots -= request.slots
-            request.instance.last_used_s = self._last_asked_s
-            request.instance.notify()
+            request.give_back(now_s=self._last_asked_s)
         self._changed()
-
-    def _residents(self) -> list[Resident]:
-        for key, instance in self._resident.items():
-            if instance.state is State.READY:
-                self._serving_since_s.setdefault(key, instance.serving_since_s)
-        return [
-            resident_of(instance, serving_since_s=self._serving_since_s.get(key, math.inf))
-            for key, instance in self._resident.items()
-        ]
 
     def _changed(self) -> None:
         """Look at everything again: who may be granted, and when someone is next idle."""
@@ -364,8 +376,14 @@ class Fleet:
 
     async def _load(self, name: str) -> None:
         try:
-            async with self.lease(name, slots=0) as instance:
-                await instance.ready()
+            async with self.lease(name, slots=0, is_for_newest=True) as instance:
+                # its lease keeps it from being evicted, not from being stopped
+                while not (
+                    instance.is_leaving or instance.failure or instance.state is State.READY
+                ):
+                    await self._news.wait()
+                if error := instance.failure_error:
+                    raise error
         except KvsupError as error:
             self._emit(events.GaveUp(name, f"load: {error}"))
 

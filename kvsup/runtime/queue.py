@@ -39,6 +39,8 @@ class Request:
     keep_alive_s: float | None
     priority: int
     """Its model's and its key's together."""
+    is_for_newest: bool
+    """It is never served by an instance that a newer one is to replace."""
     arrived_s: float
     position: int = 0
     settled: anyio.Event = field(default_factory=anyio.Event)
@@ -57,6 +59,13 @@ class Request:
             return Queued(0, 0.0)
         until_s = time.monotonic() if self.granted_s is None else self.granted_s
         return Queued(self.position, until_s - self.arrived_s)
+
+    def give_back(self, *, now_s: float) -> None:
+        """Give back what it was granted."""
+        self.instance.leases -= 1
+        self.instance.busy_slots -= self.slots
+        self.instance.last_used_s = now_s
+        self.instance.notify()
 
 
 class Queue:
@@ -85,6 +94,7 @@ class Queue:
         slots: int,
         keep_alive_s: float | None,
         priority: int,
+        is_for_newest: bool = False,
     ) -> Request:
         """Return a new request, which waits at its place."""
         self._n_arrived += 1
@@ -96,6 +106,7 @@ class Queue:
             slots=slots,
             keep_alive_s=keep_alive_s,
             priority=priority,
+            is_for_newest=is_for_newest,
             arrived_s=time.monotonic(),
         )
         insort(self._waiting, request, key=lambda r: r.ticket.rank)
@@ -106,8 +117,14 @@ class Queue:
         return self._waiting.index(request) + 1
 
     def grant(self, request: Request) -> None:
-        """Let it out of the queue, to its instance."""
+        """Let it out of the queue, to its instance, which is leased to it from now on."""
         request.granted_s = time.monotonic()
+        instance = request.instance
+        instance.leases += 1
+        instance.busy_slots += request.slots
+        instance.last_used_s = request.granted_s
+        if request.keep_alive_s is not None:
+            instance.keep_alive_s = request.keep_alive_s
         self._settle(request)
 
     def refuse(self, request: Request, error: KvsupError) -> None:

@@ -1,11 +1,14 @@
 """How much the instances of this machine may hold, what each holds, and what is free now."""
 
-from collections.abc import Iterable
+import math
+import time
+from collections.abc import Iterable, Mapping
 
 from kvsup.config import HostConfig
+from kvsup.lifecycle import State
 from kvsup.placement import DEVICE_HEADROOM_BYTES
 from kvsup.plan import Plan
-from kvsup.residency import RAM, Budget, Resident, Sizes, room_bytes
+from kvsup.residency import RAM, Budget, Go, Resident, Sizes, admit, room_bytes
 from kvsup.runtime.host import memory_available_bytes, private_bytes
 from kvsup.runtime.instance import Instance
 
@@ -37,22 +40,54 @@ def _held_bytes(instance: Instance) -> int:
     return max(loaded_bytes, min(most_bytes, private_bytes(pid) if pid and loaded_bytes else 0))
 
 
-def prompt_cache_room_bytes(
-    plan: Plan, sizes: Sizes, residents: Iterable[Resident], budget: Budget
-) -> int:
-    """Return what the prompt cache of ``plan`` may take of the room that it leaves in RAM."""
-    own = Resident(plan.key, sizes, 0, 0.0)
-    return room_bytes([RAM], [*residents, own], budget) // PROMPT_CACHE_SHARE
+class Residents:
+    """What is loaded as the scheduler sees it, and what of the room is left beside it."""
+
+    def __init__(self, loaded: Mapping[str, Instance]) -> None:
+        self._loaded = loaded
+        self._serving_since_s: dict[str, float] = {}
+        """When each first became ready: a crash does not begin a new turn."""
+
+    def now(self) -> list[Resident]:
+        """Return everything that holds memory, or will in a moment."""
+        for key, instance in self._loaded.items():
+            if instance.state is State.READY:
+                self._serving_since_s.setdefault(key, instance.serving_since_s)
+        return [
+            _resident(instance, self._serving_since_s.get(key, math.inf))
+            for key, instance in self._loaded.items()
+        ]
+
+    def forget(self, key: str) -> None:
+        """Forget one that is gone: its next load begins a new turn."""
+        self._serving_since_s.pop(key, None)
+
+    def leave_room(self, sizes: Sizes, budget: Budget) -> bool:
+        """Say whether there is memory for ``sizes`` beside everything."""
+        return admit("", sizes, self.now(), budget, now_s=time.monotonic()) == Go()
+
+    def sizes_of(self, instance: Instance, budget: Budget) -> Sizes:
+        """Return what ``instance`` takes; a context that is open becomes what there is room for."""
+        if instance.plan.configured.num_ctx_is_auto:
+            memories = _filled_memories(instance.plan)
+            room = room_bytes(memories, self.now(), budget)
+            instance.plan = instance.plan.with_room(room)
+        return instance.size_by_device
+
+    def give_prompt_cache(self, instance: Instance, budget: Budget) -> None:
+        """Decide how large the prompt cache of what is about to be loaded may become."""
+        own = Resident(instance.key, instance.size_by_device, 0, 0.0)
+        room = room_bytes([RAM], [*self.now(), own], budget)
+        instance.plan = instance.plan.with_prompt_cache(room // PROMPT_CACHE_SHARE)
 
 
-def filled_memories(plan: Plan) -> list[str]:
+def _filled_memories(plan: Plan) -> list[str]:
     """Return the memories that its context fills: the devices that it uses, else RAM."""
     sizes = plan.sizes
     return [memory for memory in sizes if memory != RAM and sizes[memory]] or [RAM]
 
 
-def resident_of(instance: Instance, *, serving_since_s: float) -> Resident:
-    """Return what the scheduler needs to know of an instance that is loaded, or is being loaded."""
+def _resident(instance: Instance, serving_since_s: float) -> Resident:
     model, sizes = instance.plan.model, instance.size_by_device
     return Resident(
         key=instance.key,

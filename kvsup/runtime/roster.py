@@ -36,6 +36,8 @@ class Changes:
     removed: tuple[str, ...]
     retired: tuple[Instance, ...]
     """Those that serve no name any more."""
+    replaced: tuple[Instance, ...]
+    """Of these, the ones that a file described and still describes, otherwise than before."""
 
 
 class Roster:
@@ -95,7 +97,11 @@ class Roster:
         model = with_pair(
             plan.configured, asked, kv_types=plan.binary.kv_types, shape=plan.file.shape
         )
-        alive = [i for i in resident.values() if is_of(i, plan.name, model) and not i.is_leaving]
+        alive = [
+            i
+            for i in resident.values()
+            if is_of(i, plan.name, model) and not (i.is_leaving or i.is_retired)
+        ]
         for instance in sorted(alive, key=lambda i: i.state is State.READY, reverse=True):
             if _grown(instance.plan, asked, is_running=True) is instance.plan.configured:
                 return instance
@@ -116,10 +122,13 @@ class Roster:
         """Drop a derived instance that cannot be loaded."""
         self._derived.pop(instance.key, None)
 
-    def replace(self, plans: Iterable[Plan]) -> Changes:
-        """Take up a new configuration and return what it changed; what is the same is kept."""
+    def replace(self, plans: Iterable[Plan], *, spare: Iterable[Instance] = ()) -> Changes:
+        """Take up a new configuration and return what it changed; what is the same is kept.
+
+        ``spare`` are retired ones that still run: an edit that is taken back has one of them again.
+        """
         before = {i.plan.name: (i, i.plan.digest) for i in self._catalogue.values()}
-        self._fill(plans)
+        self._fill(plans, spare)
         after = {i.plan.name: i for i in self._catalogue.values()}
         changed = tuple(
             name
@@ -127,6 +136,7 @@ class Roster:
             if name in after and (after[name] is not old or after[name].plan.digest != digest)
         )
         retired = [old for name, (old, _) in before.items() if after.get(name) is not old]
+        replaced = tuple(old for old in retired if old.plan.name in after)
         stale = {*changed, *(old.plan.name for old in retired)}
         for key, instance in list(self._derived.items()):
             if instance.plan.name in stale:
@@ -136,6 +146,7 @@ class Roster:
             added=tuple(name for name in after if name not in before),
             removed=tuple(name for name in before if name not in after),
             retired=tuple(retired),
+            replaced=replaced,
         )
 
     def _derive(self, base: Instance, model: ModelConfig) -> Instance:
@@ -151,8 +162,8 @@ class Roster:
         self._derived[plan.key] = self._make(plan, is_trial=True)
         return self._derived[plan.key]
 
-    def _fill(self, plans: Iterable[Plan]) -> None:
-        old = list(self._catalogue.values())
+    def _fill(self, plans: Iterable[Plan], spare: Iterable[Instance] = ()) -> None:
+        old = [*self._catalogue.values(), *spare]
         self._catalogue, self._names = {}, {}
         for plan in plans:
             instance = next((i for i in old if _serves(i, plan)), None)
@@ -166,6 +177,7 @@ class Roster:
                 cache_bytes = instance.plan.model.prompt_cache_bytes
                 running = plan.with_num_ctx(loaded_tokens) if is_auto else plan
                 instance.plan = running.with_prompt_cache(cache_bytes)
+                instance.is_retired = False
             self._catalogue[instance.key] = instance
             for name in (plan.name, *plan.model.aliases):
                 self._names[_spelling(name)] = instance.key
@@ -200,7 +212,7 @@ def _serves(instance: Instance, plan: Plan) -> bool:
     same = instance.plan.name == plan.name and instance.plan.identity == plan.identity
     if instance.failure is not None:
         same = same and instance.plan.digest == plan.digest
-    return same and not instance.is_retired
+    return same
 
 
 def _spelling(name: str) -> str:

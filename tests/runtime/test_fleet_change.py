@@ -79,8 +79,8 @@ async def test_replace_of_a_leased_model_drains_the_old_while_the_new_serves(
         assert now.fleet.loaded() == [new]
 
 
-async def test_replace_of_an_idle_model_stops_it(folder: Folder) -> None:
-    """The old process has nothing left to do."""
+async def test_replace_of_an_idle_model_leaves_the_others_alone(folder: Folder) -> None:
+    """Only what changed is replaced; it was used just now, so the new one is loaded at once."""
     folder.write(a="", b="")
 
     async with running(folder.read()) as now:
@@ -91,7 +91,9 @@ async def test_replace_of_an_idle_model_stops_it(folder: Folder) -> None:
 
         reload(now, folder)
 
-        await until(lambda: [i.plan.name for i in now.fleet.loaded()] == ["b"])
+        new = now.fleet.instance("a")
+        await until(lambda: now.fleet.loaded() == [now.fleet.instance("b"), new])
+        assert [event.model for event in now.told if isinstance(event, events.Stopping)] == ["a"]
 
 
 async def test_replace_that_removes_a_model_drains_it_and_forgets_its_name(folder: Folder) -> None:
