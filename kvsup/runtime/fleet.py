@@ -259,6 +259,9 @@ class Fleet:
     def _carry_out_one_schedule(self) -> bool:
         """Do what is to be done now; say whether something was started, so that more may be."""
         requests = {request.number: request for request in self._queue}
+        if not requests:
+            self._again_s = math.inf
+            return False
         absent = {
             request.instance.key: request.instance
             for request in requests.values()

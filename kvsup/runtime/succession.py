@@ -61,6 +61,8 @@ class Succession:
 
     def settle(self) -> None:
         """Stop each old one whose successor serves or has lost its name; forget what is gone."""
+        if not self._old:
+            return
         names = {plan.name for plan in self._roster.plans()}
         for name, old in list(self._old.items()):
             if self._serves(old):
