@@ -3,8 +3,8 @@
     python -m bench.soak [--minutes 30] [--clients 4] [--every 2]
 
 Two models, requests on every API, streamed and whole; every two seconds the llama-server of one
-gets SIGKILL or SIGSTOP. Each request was asked in peace before. Counted are the answers that are the
-same, those that are another text, and those that were lost, hung or truncated in silence; sampled
+gets SIGKILL or SIGSTOP. Each request was asked in peace before. Counted are the answers that are
+the same, those that are another text, and those that were lost, hung or truncated; sampled
 are the memory, the open files and the threads of kvsup. It ends with 1 if any was lost, hung or
 truncated. ``docs/reliability.md`` has the result.
 """

@@ -21,7 +21,7 @@ N_BLOCKS = 4000
 def test_flood_of_a_child_blocks_nobody_and_takes_no_memory(
     start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path
 ) -> None:
-    """A quarter of a GB in its log: the neighbour's answers come, and the child comes to its end."""
+    """A quarter of a GB in its log: the neighbour answers, and the child comes to its end."""
     done = tmp_path / "done"
     flood = [*LOAD, ["write", "stderr", BLOCK, N_BLOCKS], ["touch", str(done)]]
     script = write_script(tmp_path / "s.json", starts=[flood])
