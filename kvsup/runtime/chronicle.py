@@ -23,9 +23,6 @@ from kvsup.runtime.historyfiles import MAX_RECORDS, HistoryFiles, kept
 
 logger = logging.getLogger(__name__)
 
-_LAST_WRITE_S = 2.0
-"""How long the last write may take when kvsup ends."""
-
 _MAX_DOCUMENTS = 32
 """That wait to be written; a storm of deaths drops the oldest."""
 
@@ -90,17 +87,18 @@ class Chronicle:
                 await self._write()
         finally:
             self.note(events.Ended(os.getpid()))
-            with anyio.move_on_after(_LAST_WRITE_S, shield=True):
-                await self._write()
+            await self._write()
 
     async def _write(self) -> None:
         """Write what is new. A model whose file failed is written anew, as a whole, next time."""
         unwritten, self._unwritten = self._unwritten, {}
         documents, self._documents = self._documents, []
         batch = [(model, list(new), self._kept(model)) for model, new in unwritten.items()]
-        done = await anyio.to_thread.run_sync(
-            _write_all, self._files, batch, documents, limiter=self._one_at_a_time
-        )
+        # A cancel before the thread begins would lose the batch; later it is waited for anyway.
+        with anyio.CancelScope(shield=True):
+            done = await anyio.to_thread.run_sync(
+                _write_all, self._files, batch, documents, limiter=self._one_at_a_time
+            )
         for model in done.failed:
             self._unwritten.setdefault(model, deque(maxlen=MAX_RECORDS))
         self._say(done.error)

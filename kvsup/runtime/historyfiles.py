@@ -24,7 +24,7 @@ MAX_AGE_S = 30 * 86400.0
 """Older records are dropped."""
 
 MAX_FILE_BYTES = 512 << 10
-"""A file that grows beyond is written anew with its newer half."""
+"""A file that would grow beyond is written anew with its newer half."""
 
 MAX_EVIDENCE_FILES = 5
 """Kept of each model; the oldest goes first."""
@@ -70,10 +70,7 @@ class HistoryFiles:
         data = b"".join(_ENCODER.encode(record) + b"\n" for record in new)
         try:
             _make_private(self._history)
-            if path in self._to_rewrite:
-                self._rewrite(path, everything)
-            elif _append(path, data) > MAX_FILE_BYTES:
-                self._to_rewrite.add(path)
+            if path in self._to_rewrite or not _append(path, data):
                 self._rewrite(path, everything)
         except OSError:
             self._to_rewrite.add(path)
@@ -146,12 +143,14 @@ def _make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _append(path: Path, data: bytes) -> int:
-    """Append to a file and return its size; mode 0600."""
+def _append(path: Path, data: bytes) -> bool:
+    """Append to a file, mode 0600; return False where it would be too large then."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        if os.fstat(file).st_size + len(data) > MAX_FILE_BYTES:
+            return False
         _write(file, data)
-        return os.fstat(file).st_size
+        return True
     finally:
         os.close(file)
 
