@@ -277,6 +277,8 @@ class Fleet:
             budget,
             now_s=time.monotonic(),
         )
+        if schedule.again_s < self._again_s:
+            self._wake()  # run() sleeps towards a later time
         self._again_s = schedule.again_s
         for decision in schedule.decisions:
             match decision:

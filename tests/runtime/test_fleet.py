@@ -114,6 +114,20 @@ async def test_admission_with_room_for_one_evicts_the_idle_model(folder: Folder)
         assert [i.plan.name for i in now.fleet.loaded()] == ["b"]
 
 
+async def test_admission_after_a_pause_evicts_the_idle_model(folder: Folder) -> None:
+    """A fleet that sleeps until something is due looks earlier where a request makes it so."""
+    folder.host = ONE
+    folder.write(a="", b="")
+
+    async with running(folder.read()) as now:
+        await Client(now.fleet, "a").pass_by()
+        await anyio.wait_all_tasks_blocked()
+
+        await Client(now.fleet, "b").pass_by()
+
+        assert [i.plan.name for i in now.fleet.loaded()] == ["b"]
+
+
 async def test_admission_with_room_for_two_evicts_the_least_recently_used(folder: Folder) -> None:
     """Use, not load, decides who goes."""
     folder.host = "memory = '64GiB'\nmax_loaded_models = 2\n"
