@@ -319,3 +319,19 @@ async def test_load_whose_only_client_left_completes(folder: Folder) -> None:
         await anyio.to_thread.run_sync(open_gate, gate)
 
         await reach(now.fleet.instance("a"), State.READY)
+
+
+async def test_cost_of_reloading_is_what_the_last_load_took(folder: Folder) -> None:
+    """Measured at each load, and known to the scheduler and to the next kvsup."""
+    folder.write(a="")
+
+    async with running(folder.read()) as now:
+        await Client(now.fleet, "a").pass_by()
+        (resident,) = now.fleet._residents.now()
+        (ready,) = (event for event in now.told if isinstance(event, events.Ready))
+        assert resident.load_s == ready.load_s > 0
+
+    async with running(folder.read()) as again:
+        remembered = again.fleet.instance("a").remembered
+        assert remembered is not None
+        assert remembered.load_s == ready.load_s

@@ -95,7 +95,10 @@ def test_sizes_of_a_load_are_remembered_for_the_same_launch(store: Remembered) -
         BufferSize("CUDA0", "KV", 42),
     ]
 
-    learn(store, plan, measured_of(*buffers, cache, GraphSplits(3, 2)))
+    measured = measured_of(*buffers, cache, GraphSplits(3, 2))
+    measured.load_s = 7.5
+
+    learn(store, plan, measured)
 
     assert remembered_sizes(store, plan) == SizesMeasured(
         num_ctx=4096,
@@ -104,6 +107,7 @@ def test_sizes_of_a_load_are_remembered_for_the_same_launch(store: Remembered) -
         k_bytes=25 * MIB,
         v_bytes=17 * MIB,
         graph_splits=2,
+        load_s=7.5,
     )
     other_binary = msgspec.structs.replace(BINARY, path="/bin/other")
     assert remembered_sizes(store, plan_of(pair="q8_0:q5_1", num_ctx=2048)) is None
