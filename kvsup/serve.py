@@ -72,12 +72,13 @@ class Supervisor:
         keys_needed: bool,
     ) -> None:
         self._keys_needed = keys_needed
-        files = HistoryFiles(configuration.state_dir)
-        self._chronicle = Chronicle(files, version=__version__, emit=self._emit)
+        self._store = Remembered(configuration.state_dir)
+        history = HistoryFiles(configuration.state_dir)
+        self._chronicle = Chronicle(history, version=__version__, emit=self._emit)
         self._fleet = Fleet(
             configuration.plans,
             configuration.host,
-            store=Remembered(configuration.state_dir),
+            store=self._store,
             emit=self._emit,
             note=Witness(self._chronicle.keep).note,
         )
@@ -155,10 +156,9 @@ class Supervisor:
             tasks.cancel_scope.cancel()
 
     def _prober(self) -> Prober:
-        store = Remembered(self._configuration.state_dir)
         return Prober(
             self._fleet,
-            store,
+            self._store,
             idle_s=lambda: self._configuration.host.probe_after_s,
             emit=self._emit,
             reload=self._reloader.reload_or_tell,

@@ -18,8 +18,8 @@ LLAMA_CONFIG = Path("/etc/llama.cpp/config.ini")
 
 _OWN = frozenset(
     {
-        "binaries", "binary_facts", "deleted", "kv_types", "kvsup.lock", "kvsup.url", "probes",
-        "sizes", "tuned",
+        "binaries", "binary_facts", "deleted", "evidence", "history", "kv_types", "kvsup.lock",
+        "kvsup.url", "probes", "sizes", "tuned",
     }
 )  # fmt: skip
 """What kvsup writes into its state folder."""
