@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,8 +27,8 @@ class DyingServer:
     def __init__(self, binary: Path, model: Path, *arguments: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kvsup-dying-")
         folder = Path(self._folder.name)
-        self.log_path = folder / "log"
-        command = [binary, "--model", model, "--host", folder / "s.sock", *SETTINGS, *arguments]
+        self.log_path, self._socket = folder / "log", folder / "s.sock"
+        command = [binary, "--model", model, "--host", self._socket, *SETTINGS, *arguments]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*map(str, command)],
@@ -36,19 +38,19 @@ class DyingServer:
                 env={**os.environ, "XDG_CONFIG_HOME": "/nonexistent"},
             )
         transport = httpx.HTTPTransport(
-            uds=str(folder / "s.sock"), limits=httpx.Limits(max_keepalive_connections=0)
+            uds=str(self._socket), limits=httpx.Limits(max_keepalive_connections=0)
         )
-        self.client = httpx.Client(transport=transport, base_url="http://x", timeout=60)
-        eventually(self._is_ready)
+        self.client = httpx.Client(transport=transport, base_url="http://x", timeout=120)
+        eventually(self._is_ready, timeout_s=120)
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log_path.read_text()
-        try:
-            return self.client.get("/health").status_code == 200
-        except httpx.TransportError:
-            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(self._socket)) != 0:
+                return False
+        return self.client.get("/health").status_code == 200
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[bytes]:
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[bytes, None, None]:
         """Yield the bytes of an answer until it ends or the process dies."""
         with self.client.stream("POST", path, json=body) as response:
             if response.status_code != 200:
@@ -98,11 +100,12 @@ def until_killed(
 ) -> bytes:
     """Return what ``seam`` makes of an answer whose process is killed after so many events."""
     delivered = b""
-    for data in server.stream(path, body):
-        delivered += seam.feed(data)
-        if n_events(delivered) >= after:
-            server.kill()
-            break
+    with closing(server.stream(path, body)) as stream:
+        for data in stream:
+            delivered += seam.feed(data)
+            if n_events(delivered) >= after:
+                server.kill()
+                break
     return delivered
 
 

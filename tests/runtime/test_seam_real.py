@@ -14,6 +14,8 @@ from tests.comparing import comparable
 from tests.dying import DyingServer, n_events, requested, resumed, until_killed
 from tests.tiny import TOOLS, TinyModels
 
+pytestmark = pytest.mark.timeout(300)  # a process dies for every event of an answer
+
 NATIVE = "/completion"
 
 HELLO = {"messages": [{"role": "user", "content": "Say hello."}], "temperature": 0, "seed": 1}
