@@ -77,6 +77,8 @@ class Case:
     fields: dict[str, Any]
     is_second_turn: bool = False
     """Whether the one that died had answered the turn before, so had it in its cache."""
+    has_template: bool = False
+    """Whether the model gets a chat template with thoughts and tools in place of its own."""
     has_neighbour: bool = False
     """Whether another answer is generated beside the resumed one, in the same batches."""
 
@@ -87,9 +89,10 @@ CASES: Mapping[str, Case] = {
     "chat 3": Case(CHAT, _asked(CITY)),
     "second turn": Case(CHAT, _asked(STORY), is_second_turn=True),
     "beside another": Case(CHAT, _asked(WHY), has_neighbour=True),
-    "thinking": Case(CHAT, _asked(WHY, grammar=THOUGHT)),
+    "thinking": Case(CHAT, _asked(WHY, grammar=THOUGHT), has_template=True),
     "schema": Case(CHAT, _asked(CITY, response_format=FORMAT)),
-    "tool": Case(CHAT, _asked(CITY, **CALL)),
+    "tool": Case(CHAT, _asked(CITY, **CALL), has_template=True),
+    "no thought": Case(CHAT, _asked(STORY), has_template=True),
     "logprobs": Case(CHAT, _asked(WHY, logprobs=True, top_logprobs=2)),
     "n = 2": Case(CHAT, _asked(STORY, n=2)),
     "text": Case(TEXT, {"prompt": "The capital of France is"}),
@@ -216,9 +219,10 @@ def main() -> None:
         template = Path(folder) / "template.jinja"
         template.write_text(THINKING)
         for key, value in PAIRS:
-            flags = ("-c", "2048", "-np", "2", "--no-kv-unified", "-ctk", key, "-ctv", value)
-            flags += ("-fa", "on", "--chat-template-file", str(template))
             for name, case in CASES.items():
+                flags = ("-c", "2048", "-np", "2", "--no-kv-unified", "-ctk", key, "-ctv", value)
+                flags += ("-fa", "on")
+                flags += ("--chat-template-file", str(template)) if case.has_template else ()
                 fixed = {"temperature": 0, "seed": 1, "cache_prompt": False}
                 body = requested({**fixed, "n_predict": asked.tokens, **case.fields})
                 with DyingServer(asked.llama_server, asked.model, *flags) as server:
