@@ -1,6 +1,6 @@
 """How often a resumed answer is the calm one, to the letter, at temperature 0.
 
-    python bench/joined.py LLAMA_SERVER MODEL.gguf [--cuts 12] [--tokens 48]
+    python -m bench.joined LLAMA_SERVER MODEL.gguf [--cuts 12] [--tokens 48]
 
 One llama-server answers in peace. Its stream is cut at so many places, evenly spread, as a death
 cuts it, and goes on from a second process whose cache is empty, by a replay and by a continuation.
