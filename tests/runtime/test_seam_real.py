@@ -82,18 +82,18 @@ def test_seam_replay_after_any_event_gives_the_calm_stream(
 
 @pytest.mark.parametrize("case", CONTINUED)
 def test_seam_continuation_after_any_event_gives_the_calm_stream(
-    case: str, llama_server: Path, tiny: TinyModels
+    case: str, any_build: Path, tiny: TinyModels
 ) -> None:
     """As a replay; a scripted model's next token depends on the last one alone."""
-    for calm, joined in _joined(CONTINUED[case], "continue", llama_server, tiny):
+    for calm, joined in _joined(CONTINUED[case], "continue", any_build, tiny):
         assert joined == calm
 
 
 def test_seam_continuation_of_thinking_gives_the_calm_text(
-    llama_server: Path, tiny: TinyModels
+    any_build: Path, tiny: TinyModels
 ) -> None:
     """The template's line breaks around a thought count as tokens of the answer."""
-    for calm, joined in _joined((CHAT, "thought", HELLO), "continue", llama_server, tiny):
+    for calm, joined in _joined((CHAT, "thought", HELLO), "continue", any_build, tiny):
         assert joined[:-1] == calm[:-1]
         assert abs(_n_tokens(joined) - _n_tokens(calm)) <= 4
 
