@@ -10,11 +10,22 @@ from itertools import zip_longest
 from kvsup import kvrules
 from kvsup.config import ModelConfig
 from kvsup.kvlooks import Setup
+from kvsup.ladder import given, stepped
 from kvsup.llama.argv import owned_arguments, owned_variables, unknown_arguments
 from kvsup.llama.binary import Binary
 from kvsup.modelshape import ModelShape
 from kvsup.ollama.names import lookup_keys, valid_name
 from kvsup.ollama.options import check_options
+
+_AMOUNTS = {
+    "num_ctx": "num_ctx",
+    "num_parallel": "num_parallel",
+    "gpu_layers": "gpu_layers",
+    "batch_size": "batch_size",
+    "ubatch_size": "ubatch_size",
+    "prompt_cache_bytes": "prompt_cache",
+}
+"""Fields of which a step of the fallback has no more than the step before, with their keys."""
 
 _NO_ROTATION = "LLAMA_ATTN_ROT_DISABLE"
 
@@ -55,6 +66,31 @@ def model_findings(
         yield f"env.{name}", "would change what kvsup promises; use the model's keys instead"
     for option, message in check_options(model.options).items():
         yield f"options.{option}", message
+    known = {found.message for found in refusals(setup)}
+    for number in range(1, len(model.fallback) + 1):
+        yield from _order_of_step(model, number)
+        lower = kv_setup(
+            stepped(model, number), binary=binary, shape=shape, draft_shape=draft_shape
+        )
+        own = {name for name, _ in given(model.fallback[number - 1])}
+        for found in refusals(lower):
+            if found.message not in known:
+                known.add(found.message)
+                key = f"fallback.{number}.{found.key}"
+                yield key if found.key in own else f"fallback.{number}", found.message
+
+
+def _order_of_step(model: ModelConfig, number: int) -> Iterator[Finding]:
+    """Yield what of a step of the fallback takes more than the step before, or changes nothing."""
+    before, now = stepped(model, number - 1), stepped(model, number)
+    place = f"fallback.{number}"
+    if now == before:
+        yield place, "changes nothing of what is there before it; drop it, or write less"
+    for name, key in _AMOUNTS.items():
+        most, value = getattr(before, name), getattr(now, name)
+        is_auto = name == "num_ctx" and before.num_ctx_is_auto
+        if most is not None and value is not None and value > most and not is_auto:
+            yield f"{place}.{key}", f"{value} is more than the {most} before it; write less"
 
 
 def refusals(setup: Setup) -> Iterator[kvrules.Finding]:

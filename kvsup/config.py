@@ -58,6 +58,42 @@ class RestartConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = field(default=30.0, name="min_uptime")
 
 
+class FallbackStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model gives up where its memory is not there: one table of ``fallback``.
+
+    Its keys are the model's, and replace them; ``UNSET`` leaves what the steps before have.
+    """
+
+    num_ctx: Annotated[NumCtx | UnsetType, _doc("Fewer tokens for one request.")] = UNSET
+    num_parallel: Annotated[NumParallel | UnsetType, _doc("Fewer requests at once.")] = UNSET
+    kv_cache_type: Annotated[KVPair | UnsetType, _kind("pair", "Smaller KV cache types.")] = UNSET
+    kv_unified: Annotated[bool | UnsetType, _doc("One KV pool for all slots.")] = UNSET
+    swa_full: Annotated[bool | UnsetType, _doc("false: sliding windows in their own size.")] = UNSET
+    flash_attention: Annotated[FlashAttention | UnsetType, _doc("on: smaller compute buffers.")] = (
+        UNSET
+    )
+    gpu_layers: Annotated[
+        Annotated[int, Meta(ge=0)] | UnsetType, _doc("Fewer layers on the GPU, more in RAM.")
+    ] = UNSET
+    batch_size: Annotated[Positive | UnsetType, _doc("Fewer prompt tokens a step.")] = UNSET
+    ubatch_size: Annotated[
+        Positive | UnsetType, _doc("Fewer prompt tokens at once: smaller compute buffers.")
+    ] = UNSET
+    use_mmap: Annotated[
+        bool | UnsetType, _doc("true: weights that the system may drop and read again.")
+    ] = UNSET
+    prompt_cache_bytes: Annotated[
+        int | UnsetType, _kind("size", "Less host memory for prompts that lost their slot.")
+    ] = field(default=UNSET, name="prompt_cache")
+    draft_kv_cache_type: Annotated[
+        KVPair | UnsetType, _kind("pair", "Smaller KV cache types of the draft model.")
+    ] = UNSET
+    draft_model: Annotated[Literal["off"] | UnsetType, _doc("Without the draft model.")] = UNSET
+    mmproj: Annotated[
+        Literal["off"] | UnsetType, _doc("Without the projector: no images, no audio.")
+    ] = UNSET
+
+
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model, or one variant of it, as one kind of llama-server process serves it."""
 
@@ -190,6 +226,10 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     restart_wait_s: Annotated[
         float, _kind("duration", "Longest wait of a request for a restart; 0: no limit.")
     ] = field(default=300.0, name="restart_wait")
+    fallback: Annotated[
+        tuple[FallbackStep, ...],
+        _doc("What to give up, step by step, where its memory is not there."),
+    ] = ()
     source: Annotated[str, _HIDDEN] = ""
     """File that the model came from; not a key."""
 
@@ -306,4 +346,6 @@ def canonical(model: ModelConfig) -> dict[str, Any]:
     plain = msgspec.to_builtins(model, enc_hook=str)
     plain["kv_cache_type"] = "auto" if model.kv_is_auto else str(model.kv_cache_type)
     plain["draft_kv_cache_type"] = str(model.draft_kv_cache_type)
+    for table, step in zip(plain["fallback"], model.fallback, strict=True):
+        table |= {name: str(getattr(step, name)) for name in table if name.endswith("_type")}
     return dict(sorted(plain.items()))

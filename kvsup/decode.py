@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from kvsup.config import SHARED_KEYS, HostConfig, ModelConfig
 from kvsup.errors import Problem
-from kvsup.keylines import key_lines
+from kvsup.keylines import item_lines, key_lines
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.units import parse_bytes, parse_duration_setting
 
@@ -36,7 +36,7 @@ class Source:
 
     def problem(self, key: str, message: str) -> Problem:
         """Return a problem that points at ``key`` (dotted) in this source."""
-        lines, place = key_lines(self.text), key
+        lines, place = {**item_lines(self.text), **key_lines(self.text)}, key
         while place and place not in lines:  # inside an inline table: the table's own line
             place = place.rpartition(".")[0]
         return Problem(self.name, lines.get(place), self.spelling.get(key, key), message)
@@ -89,7 +89,21 @@ class _Decoder:
             if not isinstance(value, Mapping):
                 raise ValueError(f"is no table; write [{where}]")
             return self.struct(bare, value, f"{where}.") or bare()
+        if (item := _item(bare)) is not None:
+            return self._tables(item, value, where)
         return msgspec.convert(value, annotation)
+
+    def _tables(self, item: type[Struct], value: Any, where: str) -> tuple[Struct | None, ...]:
+        """Decode an array of tables whose keys may all be left out; they are counted from 1."""
+        if not isinstance(value, (list, tuple)) or not all(isinstance(t, Mapping) for t in value):
+            raise ValueError(f"is no list of tables; write e.g. {where} = [{{ num_ctx = 4096 }}]")
+        for number, table in enumerate(value, start=1):
+            if not table:
+                self._add(f"{where}.{number}", "is empty; write a key, e.g. num_ctx = 4096")
+        return tuple(
+            self.struct(item, table, f"{where}.{number}.")
+            for number, table in enumerate(value, start=1)
+        )
 
     def _add(self, key: str, message: str) -> None:
         self.problems.append(self.source.problem(key, message))
@@ -198,6 +212,12 @@ def _bare(annotation: Any) -> Any:
     return annotation.__origin__ if _metas(annotation) else annotation
 
 
+def _item(bare: Any) -> type[Struct] | None:
+    """Return the struct of which ``bare`` is a tuple, if it is one."""
+    first = next(iter(get_args(bare)), None) if get_origin(bare) is tuple else None
+    return first if isinstance(first, type) and issubclass(first, Struct) else None
+
+
 def _optional(annotation: Any) -> bool:
     return type(None) in getattr(_bare(annotation), "__args__", ())
 
@@ -222,4 +242,4 @@ def _choices(annotation: Any) -> str:
     if literal is None:
         return ""
     *others, last = get_args(literal)
-    return f"; write {', '.join(others)} or {last}"
+    return f"; write {', '.join(others)} or {last}" if others else f"; write {last}"

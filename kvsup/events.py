@@ -143,6 +143,18 @@ class Restarting:
 
 
 @dataclass(frozen=True, slots=True)
+class SteppedDown:
+    """Its memory was not there, so it is loaded smaller, as its ``fallback`` says."""
+
+    model: str
+    step: int
+    n_steps: int
+    given_up: tuple[str, ...]
+    """What it has not now, e.g. ``num_ctx 4096, not 32768``."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class GaveUp:
     """It will not be started again by itself."""
 
@@ -243,6 +255,7 @@ Event = (
     | Lost
     | Poisoned
     | Restarting
+    | SteppedDown
     | GaveUp
     | Stopping
     | Stopped
@@ -300,6 +313,11 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
             return f"{event.model}: request {event.fingerprint} is not tried again: {event.reason}"
         case Restarting():
             return f"{event.model}: restarting in {event.delay_s:.1f} s"
+        case SteppedDown():
+            return (
+                f"{event.model}: stepped down, fallback {event.step} of {event.n_steps}:"
+                f" {'; '.join(event.given_up)}; since {event.why}"
+            )
         case GaveUp():
             return (
                 f"{event.model}: given up: {event.reason}; edit its file or run "
@@ -342,6 +360,7 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
 
 
 WARNINGS = (
-    SizeDiffers, KVWarning, Hung, Died, Lost, Poisoned, GaveUp, ReloadRefused, ModelFileChanged
+    SizeDiffers, KVWarning, Hung, Died, Lost, Poisoned, SteppedDown, GaveUp, ReloadRefused,
+    ModelFileChanged,
 )  # fmt: skip
 """Events that are logged as warnings."""

@@ -3,7 +3,8 @@
 Ollama starts a model anew whenever a request's ``num_ctx``, ``num_batch``, ``num_gpu``,
 ``num_thread`` … differ from what runs (server/sched.go, 2026-08), so two clients that differ make
 it reload at each turn. Here a model only grows while it is loaded: whatever asks for as much as is
-there, or less, is served at once, and the settings of the TOML file are the least that there is;
+there, or less, is served at once, and the settings of the TOML file are the least that there is,
+unless memory made it step down its fallback: then it serves what is there, and does not grow;
 what the file leaves to llama-server (threads, GPU layers) the first request may say that loads it.
 KV cache types have no order: each pair that is asked for is a process of its own.
 """
@@ -90,6 +91,7 @@ def fit(
     is_running: bool,
     trained_tokens: int | None,
     n_processors: int | None = None,
+    has_stepped_down: bool = False,
 ) -> ModelConfig:
     """Return the settings that serve a request: ``model`` itself, or a larger one.
 
@@ -101,6 +103,7 @@ def fit(
             llama-server, and serves everyone.
         trained_tokens: the context that the weights were trained for, None where unknown.
         n_processors: of this machine; more threads only slow it down.
+        has_stepped_down: its memory was short, so more is not tried before it is loaded anew.
 
     Raises:
         RequestError: it asks for more, and ``on_bigger_request`` is ``refuse``.
@@ -119,7 +122,7 @@ def fit(
             continue  # it has, or gets, as much as fits
         if there is None:
             changes.update({} if is_running else {key: wanted})
-        elif wanted > there and model.on_bigger_request == "reload":
+        elif wanted > there and model.on_bigger_request == "reload" and not has_stepped_down:
             changes[key] = wanted
         elif wanted > there and model.on_bigger_request == "refuse":
             raise RequestError(
@@ -146,6 +149,10 @@ def unmet(
             yield f"{option} {wanted} was asked, {there} is there"
         elif there is None and wanted == 0:
             yield f"{option} 0 was asked, but llama-server decides it"
+    if asked.kv_cache_type is not None:
+        pair = parse_kv_pair(asked.kv_cache_type)
+        if pair != model.kv_cache_type:
+            yield f"kv_cache_type {pair} was asked, {model.kv_cache_type} is there"
     if asked.num_ctx is not None and trained_tokens is not None and asked.num_ctx > trained_tokens:
         yield f"num_ctx {asked.num_ctx} was asked, the model was trained for {trained_tokens}"
     if asked.num_thread and n_processors is not None and asked.num_thread > n_processors:

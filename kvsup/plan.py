@@ -16,24 +16,18 @@ from kvsup.config import ModelConfig, canonical
 from kvsup.gguf import Metadata, Tensor
 from kvsup.kvchoice import Machine, backend_here, fast_pair, slowness
 from kvsup.kvtypes import KVPair
+from kvsup.ladder import given_up, next_step, stepped
 from kvsup.llama.argv import EMPTY_CONFIG_DIR, build_argv, build_environment
 from kvsup.llama.binary import Binary
 from kvsup.memory import CELL_TOKENS, Draft, Estimate, Launch, estimate
 from kvsup.modelshape import ModelShape
 from kvsup.placement import place
 from kvsup.residency import RAM
+from kvsup.settling import launch_of, settled
 from kvsup.slowpaths import Backend
 
 ALLOWANCE_BYTES = 64 << 20
 """Counted beside weights, KV cache and compute buffers: the process itself and its HTTP side."""
-
-BATCH_TOKENS = 512
-CPU_BATCH_TOKENS = 64
-MAX_FILL_IN_TOKENS = 2048
-"""Logical batch of a model that fills in: llama-server's own default."""
-
-MAX_EMBEDDING_TOKENS = 8192
-"""Longest input to embed; the compute buffer grows with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +55,18 @@ class ModelFile:
     """Whether the vocabulary has tokens to fill in a middle with."""
     draft: "ModelFile | None" = None
     """The draft model's weights, of which only shape and size are of interest."""
+
+    def weights_bytes(self, model: ModelConfig) -> int:
+        """Return the bytes of weights that ``model`` loads of them, the draft model's apart."""
+        if model.mmproj is not None or self.projector is None:
+            return self.size_bytes
+        return self.size_bytes - (self.projector.header_bytes + (self.projector.tensor_bytes or 0))
+
+    def draft_of(self, model: ModelConfig) -> Draft | None:
+        """Return what drafts for ``model``, as memory sees it."""
+        if self.draft is None or model.draft_model is None:
+            return None
+        return Draft(self.draft.shape, self.draft.size_bytes, model.draft_kv_cache_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,8 @@ class Plan:
     """Bytes an element of KV types that only earlier loads have told."""
     machine: Machine = field(default_factory=Machine)
     """What is known of running it here."""
+    step: int = 0
+    """Of its fallback; neither identity nor digest depend on it."""
     slow_kv: str = ""
     """Why its KV pair is slow here, and which is not; empty where nothing is known of it."""
 
@@ -98,6 +106,16 @@ class Plan:
     def name(self) -> str:
         """Return the name that the model is served under."""
         return self.model.name
+
+    @property
+    def given_up(self) -> tuple[str, ...]:
+        """Return in words what it has not on its step of the fallback; empty on step 0."""
+        return given_up(self.configured, self.step)
+
+    @property
+    def projector(self) -> Metadata | None:
+        """Return the header of the projector that it loads."""
+        return None if self.model.mmproj is None else self.file.projector
 
     @property
     def key(self) -> str:
@@ -162,14 +180,32 @@ class Plan:
 
     def with_num_ctx(self, num_ctx: int) -> "Plan":
         """Return the plan of a load that gets ``num_ctx``; identity and digest stay."""
-        return replace(self._decided(self.configured, num_ctx=num_ctx), notes=self.notes)
+        decided = self._decided(self.configured, num_ctx=num_ctx, step=self.step)
+        return replace(decided, notes=self.notes, digest=self.digest)
+
+    def on_step(self, step: int) -> "Plan":
+        """Return the plan on a step of its fallback; a context decided at loads stays as it is."""
+        if step == self.step:
+            return self
+        num_ctx = self.model.num_ctx if self.configured.num_ctx_is_auto else None
+        decided = self._decided(self.configured, num_ctx=num_ctx, step=step)
+        return replace(decided, notes=self.notes, digest=self.digest)
+
+    def lower(self) -> "Plan | None":
+        """Return the plan on the next step of its fallback; None where there is none."""
+        steps = [self.on_step(step) for step in range(len(self.configured.fallback) + 1)]
+        step = next_step(self.step, [plan.size_bytes for plan in steps])
+        if step is None:
+            return None
+        return steps[step].with_prompt_cache(self.model.prompt_cache_bytes)
 
     def with_prompt_cache(self, room_bytes: int) -> "Plan":
         """Return the plan of a load whose prompt cache gets ``room_bytes``, or what is configured.
 
         Identity and digest stay: what differs is how many prompts it remembers.
         """
-        size_bytes = max(0, min(self.configured.prompt_cache_bytes, room_bytes))
+        most_bytes = stepped(self.configured, self.step).prompt_cache_bytes
+        size_bytes = max(0, min(most_bytes, room_bytes))
         model = msgspec.structs.replace(self.model, prompt_cache_bytes=size_bytes)
         argv = build_argv(self.binary, model, socket=self.socket, pooling=self.pooling)
         return replace(self, model=model, argv=argv)
@@ -194,9 +230,9 @@ class Plan:
             self.file.shape,
             pair,
             self.launch,
-            weights_bytes=self.file.size_bytes,
+            weights_bytes=self.file.weights_bytes(self.model),
             bytes_per_element=self.learnt,
-            draft=draft_of(self.model, self.file),
+            draft=self.file.draft_of(self.model),
         )
 
     def largest_num_ctx(self, room_bytes: int, *, pair: KVPair | None = None) -> int | None:
@@ -207,12 +243,14 @@ class Plan:
         wanted = pair or self.model.kv_cache_type
         configured = msgspec.structs.replace(self.configured, kv_cache_type=wanted)
         return largest_context(
-            lambda num_ctx: self._decided(configured, num_ctx=num_ctx).size_bytes,
+            lambda num_ctx: self._decided(configured, num_ctx=num_ctx, step=self.step).size_bytes,
             trained_tokens=self.file.shape.n_ctx_train_tokens,
             budget_bytes=room_bytes,
         )
 
-    def _decided(self, configured: ModelConfig, *, num_ctx: int | None = None) -> "Plan":
+    def _decided(
+        self, configured: ModelConfig, *, num_ctx: int | None = None, step: int = 0
+    ) -> "Plan":
         return _decide(
             configured,
             self.binary,
@@ -222,6 +260,7 @@ class Plan:
             learnt=self.learnt,
             machine=self.machine,
             num_ctx=num_ctx,
+            step=step,
         )
 
 
@@ -274,12 +313,13 @@ def _decide(
     learnt: Mapping[str, float],
     machine: Machine,
     num_ctx: int | None = None,
+    step: int = 0,
 ) -> Plan:
     """Return a plan; ``num_ctx`` is what this load gets of a context that is decided at loads."""
     architecture = file.metadata.architecture
     pooling = file.metadata.integer(f"{architecture}.pooling_type")
     settle = partial(
-        _settled,
+        settled,
         trained_tokens=file.metadata.integer(f"{architecture}.context_length"),
         is_on_cpu=not binary.devices,
         embeds=pooling is not None or configured.embedding == "on",
@@ -291,8 +331,9 @@ def _decide(
     variables = (f"{name}={value}" for name, value in sorted(model.env.items()))
     identity = _digest(*bare, *auto, *variables, file.stamp, binary.stamp)
     digest = _digest(msgspec.json.encode(canonical(model)).decode(), file.stamp)
-    if num_ctx is not None:
-        model, notes = settle(msgspec.structs.replace(configured, num_ctx=num_ctx))
+    if num_ctx is not None or step:
+        opened = msgspec.structs.replace(configured, num_ctx=num_ctx or configured.num_ctx)
+        model, notes = settle(stepped(opened, step))
     socket = f"{run_dir}/{identity[:16]}.sock"
     return Plan(
         model=model,
@@ -307,9 +348,9 @@ def _decide(
             file.shape,
             model.kv_cache_type,
             launch_of(model, embeds=pooling is not None, backend=_backend(binary, model)),
-            weights_bytes=file.size_bytes,
+            weights_bytes=file.weights_bytes(model),
             bytes_per_element=learnt,
-            draft=draft_of(model, file),
+            draft=file.draft_of(model),
         ),
         pooling=pooling,
         identity=identity,
@@ -317,6 +358,7 @@ def _decide(
         digest=digest,
         learnt=learnt,
         machine=machine,
+        step=step,
         slow_kv=_slow(model, file, machine),
     )
 
@@ -325,37 +367,6 @@ def _slow(model: ModelConfig, file: ModelFile, machine: Machine) -> str:
     slow = slowness(model.kv_cache_type, model, file.shape, machine)
     fast = fast_pair(model, file.shape, machine) if slow else None
     return f"{slow}; {fast} is fast here" if fast else slow or ""
-
-
-def _settled(
-    model: ModelConfig,
-    *,
-    trained_tokens: int | None,
-    is_on_cpu: bool,
-    embeds: bool,
-    fills_in: bool,
-) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Return ``model`` with every number that it left open, and what its owner should know.
-
-    A client that leaves while its prompt is read is noticed after one or two steps, so on a CPU
-    these are short: at 64 tokens a quantized cache reads as fast as at 512, f16 some 13 % slower
-    (b11434, SmolLM2, 2 cores). ``--embedding`` demands that a whole input is one physical batch;
-    ``/infill`` cuts what stands before and after to three and one quarters of the logical batch
-    (server-common.cpp, b11434), so on a device models that fill in get a long one.
-    """
-    notes = []
-    num_ctx = model.num_ctx
-    if trained_tokens and trained_tokens < num_ctx:
-        notes.append(f"num_ctx {num_ctx} is more than it was trained for; {trained_tokens} is used")
-        num_ctx = trained_tokens
-    batch = model.batch_size or (CPU_BATCH_TOKENS if is_on_cpu else BATCH_TOKENS)
-    ubatch = model.ubatch_size or min(batch, BATCH_TOKENS)
-    if fills_in and not is_on_cpu and model.batch_size is None:
-        batch = max(batch, min(num_ctx, MAX_FILL_IN_TOKENS))
-    if embeds:
-        batch = ubatch = max(batch, min(num_ctx, MAX_EMBEDDING_TOKENS))
-    settled = msgspec.structs.replace(model, num_ctx=num_ctx, batch_size=batch, ubatch_size=ubatch)
-    return settled, tuple(notes)
 
 
 def why_replaced(old: Plan, new: Plan | None) -> str:
@@ -369,31 +380,8 @@ def why_replaced(old: Plan, new: Plan | None) -> str:
     )
 
 
-def launch_of(model: ModelConfig, *, embeds: bool = False, backend: Backend = "cpu") -> Launch:
-    """Return the launch parameters that decide the size of a model's buffers."""
-    return Launch(
-        n_ctx_tokens=model.num_ctx * model.num_parallel,
-        n_parallel=model.num_parallel,
-        unified=model.kv_unified,
-        n_batch=model.batch_size or BATCH_TOKENS,
-        n_ubatch=model.ubatch_size or BATCH_TOKENS,
-        swa_full=model.swa_full,
-        flash_attention=model.flash_attention,
-        embeds=embeds or model.embedding == "on",
-        prompt_cache_bytes=model.prompt_cache_bytes,
-        backend=backend,
-    )
-
-
 def _backend(binary: Binary, model: ModelConfig) -> Backend:
     return backend_here(model, [device.name for device in binary.devices])
-
-
-def draft_of(model: ModelConfig, file: ModelFile) -> Draft | None:
-    """Return the model that drafts for it, as memory sees it."""
-    if file.draft is None:
-        return None
-    return Draft(file.draft.shape, file.draft.size_bytes, model.draft_kv_cache_type)
 
 
 def _digest(*parts: str) -> str:

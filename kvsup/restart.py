@@ -30,6 +30,7 @@ class ExitCause(Enum):
     CRASHED = "died of a signal"
     ENDED = "ended by itself"
     KERNEL_OOM = "the kernel killed it for want of memory"
+    OUT_OF_MEMORY = "its memory ran out"
     HUNG = "hung, and was ended"
     KILLED = "was ended from outside"
     FROZEN = "was stopped from outside, and was ended"
@@ -65,8 +66,17 @@ _PERMANENT = frozenset(
 _FROM_OUTSIDE = frozenset({ExitCause.KILLED, ExitCause.FROZEN, ExitCause.BUSY_HOST})
 
 _MAY_BE_A_REQUESTS = frozenset(
-    {ExitCause.CRASHED, ExitCause.ENDED, ExitCause.KERNEL_OOM, ExitCause.HUNG}
+    {
+        ExitCause.CRASHED,
+        ExitCause.ENDED,
+        ExitCause.KERNEL_OOM,
+        ExitCause.OUT_OF_MEMORY,
+        ExitCause.HUNG,
+    }
 )
+
+
+_WANT_OF_MEMORY = frozenset({ExitCause.KERNEL_OOM, ExitCause.OUT_OF_MEMORY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,11 @@ class Exit:
             words.append(
                 "a build by GCC 12 on a processor with AMX does this: rebuild it with AMX off,"
                 ' or set env = { LLAMA_ARG_NO_REPACK = "1" }'
+            )
+        if self.cause in _WANT_OF_MEMORY:
+            words.append(
+                "smaller num_ctx, KV cache types or prompt_cache take less, and fallback takes them"
+                " by itself; or raise the memory limit"
             )
         return "; ".join(word for word in words if word)
 

@@ -57,6 +57,8 @@ def _object(kind: type[Struct]) -> dict[str, Any]:
                 shape["examples"] = [*shape["examples"], "auto"]
         elif isinstance(bare, type) and issubclass(bare, Struct):
             shape = _object(bare)
+        elif (item := _item(bare)) is not None:
+            shape = {"type": "array", "items": _object(item)}
         else:
             shape = msgspec.json.schema(info.type)
         if extra.get("auto"):
@@ -70,6 +72,13 @@ def _object(kind: type[Struct]) -> dict[str, Any]:
         properties[info.encode_name] = shape
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "required": required} if required else schema
+
+
+def _item(bare: Any) -> type[Struct] | None:
+    """Return the struct of which ``bare`` is a tuple, if it is one."""
+    first = next(iter(getattr(bare, "__args__", ())), None)
+    is_struct = isinstance(first, type) and issubclass(first, Struct)
+    return first if is_struct and getattr(bare, "__origin__", None) is tuple else None
 
 
 def _default(info: Any, kind: str | None) -> Any:

@@ -42,16 +42,19 @@ _MENDS: Mapping[str, str] = {
     "NOT_A_MODEL": "fetch the model file again, or name another in {source}",
     "PAIR_REFUSED": "choose another kv_cache_type: kvsup check names the nearest that works",
     "DOES_NOT_FIT": "choose a smaller num_ctx, fewer num_parallel or smaller KV types: kvsup"
-    " estimate {model} --budget SIZE says what fits",
+    " estimate {model} --budget SIZE says what fits; fallback in {source} does so by itself",
     "STALLED": "raise load_timeout in {source} if its disk is slow; kvsup logs {model} shows how"
     " far it came",
     "CRASH_IN_WARMUP": "try another build of llama-server: kvsup setup",
     "CRASHED": "it is a fault of this build of llama-server, or of its driver: try another, and"
     " report it with the evidence",
     "ENDED": "look at what it said last: kvsup logs {model}",
-    "KILLED": "look for what sends signals on this machine: kvsup did not",
-    "KERNEL_OOM": "give it less memory (num_ctx, num_parallel, KV types), or set memory in"
-    " kvsup.toml so that fewer models are loaded at once",
+    "KILLED": "look for what sends signals on this machine, such as earlyoom or systemd-oomd: kvsup"
+    " did not",
+    "KERNEL_OOM": "give it less memory (num_ctx, num_parallel, KV types) or a fallback, or set"
+    " memory in kvsup.toml so that fewer models are loaded at once",
+    "OUT_OF_MEMORY": "give it less memory (num_ctx, num_parallel, KV types) or a fallback, or find"
+    " what else uses its device",
     "HUNG": "look at the evidence; another build or fewer GPU layers may help",
     "FROZEN": "look for what stops processes on this machine (SIGSTOP, a debugger, a freezer)",
     "BUSY_HOST": "raise the limits of open files and processes (ulimit -n, ulimit -u), or free"

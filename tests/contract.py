@@ -171,6 +171,7 @@ class Running(Closed, kw_only=True):
     kv_cache_type: Text
     kv_bytes: dict[str, Count]
     kv_warnings: list[Text] | UnsetType = UNSET
+    given_up: list[Text] | UnsetType = UNSET
 
 
 class Ps(Closed, kw_only=True):

@@ -111,6 +111,7 @@ def _described(instance: Instance, now_s: float) -> dict[str, object]:
         "k_bytes": k_bytes,
         "v_bytes": v_bytes,
         "kv_warnings": snapshot.kv_warnings,
+        "given_up": snapshot.given_up,
         "idle_in_s": None if math.isinf(left_s) else round(left_s, 1),
         "source": instance.plan.model.source,
     }

@@ -10,7 +10,7 @@ from kvsup.ollama import catalog
 from kvsup.ollama.catalog import CatalogEntry, RunningEntry
 from kvsup.ollama.names import display_name
 from kvsup.ollama.show import GGUFView, ShownModel
-from kvsup.plan import ModelFile, Plan
+from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
 
 OLLAMA_VERSION = "0.23.2"
@@ -28,7 +28,7 @@ def catalog_entry(plan: Plan) -> CatalogEntry:
         modified_at_ns=plan.file.modified_ns,
         size_bytes=plan.file.size_bytes,
         digest=plan.digest,
-        families=_families(plan.file),
+        families=_families(plan),
         parameter_size=parameter_size(plan.file.n_params),
         quantization_level=metadata.file_type,
         kv_cache_type=str(plan.model.kv_cache_type),
@@ -58,7 +58,7 @@ def running_entries(
             RunningEntry(
                 name=display_name(plan.name),
                 digest=plan.digest,
-                families=_families(plan.file),
+                families=_families(plan),
                 parameter_size=parameter_size(plan.file.n_params),
                 quantization_level=plan.file.metadata.file_type,
                 size_bytes=snapshot.size_bytes,
@@ -68,6 +68,7 @@ def running_entries(
                 kv_cache_type=str(plan.model.kv_cache_type),
                 kv_bytes={"k": k_bytes, "v": v_bytes},
                 kv_warnings=snapshot.kv_warnings,
+                given_up=snapshot.given_up,
             )
         )
     return entries
@@ -103,10 +104,10 @@ def shown_model(
         ),
         projector_path=plan.model.mmproj,
         projector=None
-        if file.projector is None
+        if (projector := plan.projector) is None
         else GGUFView(
-            values=_shown_values(whole_projector or file.projector.values),
-            n_params=file.projector.n_params,
+            values=_shown_values(whole_projector or projector.values),
+            n_params=projector.n_params,
         ),
         template=file.template,
         system=plan.model.system,
@@ -123,14 +124,14 @@ def _shown_values(values: Mapping[str, WholeValue]) -> dict[str, object]:
     }
 
 
-def _families(file: ModelFile) -> tuple[str, ...]:
-    projector = (file.projector.architecture,) if file.projector else ()
-    return (file.metadata.architecture, *projector)
+def _families(plan: Plan) -> tuple[str, ...]:
+    projector = (plan.projector.architecture,) if plan.projector else ()
+    return (plan.file.metadata.architecture, *projector)
 
 
 def capabilities(plan: Plan) -> tuple[str, ...]:
     """Return what the model can do, in Ollama's words."""
-    projector = plan.file.projector
+    projector = plan.projector
     hears = bool(projector and projector.values.get("clip.has_audio_encoder"))
     return catalog.capabilities(
         plan.file.metadata.architecture,

@@ -70,6 +70,8 @@ async def leased(
             plan.model, asked, trained_tokens=plan.trained_tokens, n_processors=n_processors()
         ):
             exchange.note(note)
+        for note in plan.given_up:
+            exchange.note(f"memory was short: {note}")
         yield instance
 
 

@@ -60,6 +60,8 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
     for model in answer["models"]:
         if model["failure"]:
             console.print(f"{model['name']}: {model['failure']}", highlight=False)
+        for what in model["given_up"]:
+            console.print(f"{model['name']}: memory was short: {what}", highlight=False)
         for sentence in model["kv_warnings"]:
             console.print(f"{model['name']}: {sentence}", highlight=False)
     if answer["waiting"]:
@@ -88,6 +90,10 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         "memory": f"{format_bytes(plan.size_bytes)} in all",
         "llama-server": f"{plan.binary.path} ({plan.binary.label})",
     }
+    for step in range(1, len(plan.configured.fallback) + 1):
+        lower = plan.on_step(step)
+        words = "; ".join(lower.given_up)
+        rows[f"fallback {step}"] = f"{words}: {format_bytes(lower.size_bytes)} in all"
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -57,6 +57,10 @@ _CAUSES: tuple[tuple[str, ExitCause], ...] = (
     ("failed to allocate buffer", ExitCause.DOES_NOT_FIT),
     ("insufficient memory", ExitCause.DOES_NOT_FIT),
     ("cudaMalloc failed: out of memory", ExitCause.DOES_NOT_FIT),
+    (" error: out of memory", ExitCause.DOES_NOT_FIT),  # "CUDA" or "ROCm" before it
+    ("ErrorOutOfDeviceMemory", ExitCause.DOES_NOT_FIT),
+    ("Insufficient Memory", ExitCause.DOES_NOT_FIT),
+    ("std::bad_alloc", ExitCause.DOES_NOT_FIT),
     ("failed to load model", ExitCause.NOT_A_MODEL),
 )
 

@@ -64,6 +64,8 @@ class RunningEntry:
     kv_bytes: Mapping[Literal["k", "v"], int]
     kv_warnings: tuple[str, ...] = ()
     """What its owner should know of its KV cache."""
+    given_up: tuple[str, ...] = ()
+    """What it has not, since its memory was short."""
 
 
 def version(text: str) -> dict[str, object]:
@@ -81,7 +83,8 @@ def ps(entries: Iterable[RunningEntry]) -> dict[str, object]:
     """Return the answer of ``/api/ps``, longest-lived first.
 
     Beyond Ollama's fields each model has ``kv_cache_type`` and ``kv_bytes`` (``k`` and ``v``), and
-    one with something to tell of its KV cache ``kv_warnings``, a list of sentences.
+    one with something to tell of its KV cache ``kv_warnings``, a list of sentences; one that
+    stepped down its fallback has ``given_up``, a list of what it has not.
     """
     longest_first = sorted(entries, key=_expires_at_ns, reverse=True)
     return {"models": [_running(entry) for entry in longest_first]}
@@ -183,7 +186,8 @@ def _running(entry: RunningEntry) -> dict[str, object]:
         "kv_cache_type": entry.kv_cache_type,
         "kv_bytes": dict(entry.kv_bytes),
     }
-    return {**running, "kv_warnings": list(entry.kv_warnings)} if entry.kv_warnings else running
+    told = {"kv_warnings": list(entry.kv_warnings), "given_up": list(entry.given_up)}
+    return {**running, **{key: texts for key, texts in told.items() if texts}}
 
 
 def _expires_at_ns(entry: RunningEntry) -> int:

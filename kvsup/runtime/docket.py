@@ -104,11 +104,14 @@ class Docket:
         """Let convicted requests be tried again."""
         self._convicted.clear()
 
-    def died(self, upstream: Upstream, end: Exit) -> list[Exit]:
-        """Judge those that ran on a process that ended; return deaths that are not the model's."""
+    def died(self, upstream: Upstream, end: Exit, *, is_answered: bool = False) -> list[Exit]:
+        """Judge those that ran on a process that ended; return deaths that are not the model's.
+
+        One that is answered by loading the model smaller counts against no request.
+        """
         cases = [case for case in self._running.pop(upstream, []) if case in self._cases]
         self.struck = cases
-        if not end.cause.may_be_a_requests:
+        if is_answered or not end.cause.may_be_a_requests:
             return []
         forgiven: list[Exit] = []
         for case in cases:

@@ -4,7 +4,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvsup.llama.logscan import LoadFailure
+from kvsup import events
+from kvsup.llama.logscan import LoadFailure, scan
 from kvsup.restart import Exit, ExitCause
 
 LOOKED_AT_LINES = 12
@@ -22,7 +23,7 @@ _SENT_BY_OTHERS = frozenset(
 
 
 def explained(
-    end: Exit, failure: LoadFailure | None, tail: Sequence[str], *, is_oom_kill: bool = False
+    end: Exit, failure: LoadFailure | None, tail: Sequence[str], *, oom_kill: str = ""
 ) -> Exit:
     """Return ``end`` with the cause that the log and the exit code tell.
 
@@ -30,23 +31,39 @@ def explained(
         end: as seen from outside.
         failure: what its log told of a load that fails.
         tail: the last lines of its log, ``LOOKED_AT_LINES`` of them.
-        is_oom_kill: the kernel has killed for want of memory meanwhile.
+        oom_kill: what tells that the kernel killed it for want of memory; "" where nothing does.
     """
     if end.cause is not ExitCause.ENDED:
         return end
     code = end.returncode or 0
-    if code == -signal.SIGKILL and is_oom_kill:
-        return replace(end, cause=ExitCause.KERNEL_OOM)
+    if code == -signal.SIGKILL and oom_kill:
+        return replace(end, cause=ExitCause.KERNEL_OOM, detail=oom_kill)
     # A llama-server that served ends with 0 when it is told to.
     if code in _SENT_BY_OTHERS or (code == 0 and end.ready_for_s):
         return replace(end, cause=ExitCause.KILLED)
-    if failure is not None and not end.ready_for_s:
+    if end.ready_for_s:
+        failure = _out_of_memory(tail)
+    if failure is not None:
         return replace(end, cause=failure.cause, detail=failure.message)
     if code < 0:
         is_warmup = not end.ready_for_s and any(_WARMING_UP in line for line in tail)
         cause = ExitCause.CRASH_IN_WARMUP if is_warmup else ExitCause.CRASHED
         return replace(end, cause=cause, detail="")
     return replace(end, detail=tail[-1] if tail else "")
+
+
+def died(name: str, end: Exit) -> events.Died:
+    """Return the event that the process of a model has ended."""
+    return events.Died(name, end.describe(), end.cause.name, end.returncode, end.ready_for_s)
+
+
+def _out_of_memory(tail: Sequence[str]) -> LoadFailure | None:
+    """Return what the last lines of one that served tell of an allocation that failed."""
+    for line in tail:
+        fact = scan(line)
+        if isinstance(fact, LoadFailure) and fact.cause is ExitCause.DOES_NOT_FIT:
+            return replace(fact, cause=ExitCause.OUT_OF_MEMORY)
+    return None
 
 
 def with_last_lines(reason: str, failure: LoadFailure | None, tail: Sequence[str]) -> str:

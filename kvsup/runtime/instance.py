@@ -21,8 +21,9 @@ from kvsup.measures import SizesMeasured
 from kvsup.plan import Plan
 from kvsup.restart import Exit, ExitCause, GiveUp, Retry, decide, draw_jitter
 from kvsup.runtime import footprint
+from kvsup.runtime.descent import Descent, stepped_down
 from kvsup.runtime.docket import Docket
-from kvsup.runtime.ending import LOOKED_AT_LINES, with_last_lines
+from kvsup.runtime.ending import LOOKED_AT_LINES, died, with_last_lines
 from kvsup.runtime.learning import sizes_of
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
@@ -60,7 +61,7 @@ class Instance:
             remembered: what an earlier load of the same plan took.
         """
         self.plan = plan
-        self.remembered = remembered
+        self.descent = Descent(plan, remembered)
         self._is_trial = is_trial
         self.leases = 0
         self.busy_slots = 0
@@ -110,12 +111,12 @@ class Instance:
     @property
     def size_by_device(self) -> dict[str, int]:
         """Return the bytes it takes of RAM and of each device: as in its last load, or planned."""
-        return footprint.size_by_device(self.plan, self.remembered)
+        return footprint.size_by_device(self.plan, self.descent.known(self.plan))
 
     @property
     def size_bytes(self) -> int:
         """Return its buffers in all memories, as in its last load; before it, what is set aside."""
-        return footprint.size_bytes(self.plan, self.remembered)
+        return footprint.size_bytes(self.plan, self.descent.known(self.plan))
 
     @property
     def measured(self) -> Measured:
@@ -163,6 +164,7 @@ class Instance:
             size_bytes=self.size_bytes,
             vram_bytes=self.measured.vram_bytes,
             kv_bytes=self.kv_bytes,
+            given_up=self.plan.given_up,
             kv_warnings=self._tenure.findings.sentences if self._tenure and self._upstream else (),
             idle_until_s=self.idle_until_s,
         )
@@ -227,6 +229,7 @@ class Instance:
     def reset(self) -> None:
         """Forget a failure and the deaths before it, so that the next request starts it again."""
         self._deaths.clear()
+        self.descent.reset()
         self.docket.forget()
         if self.state is State.FAILED:
             self.failure = None
@@ -250,18 +253,23 @@ class Instance:
             self.notify()
 
     async def _run(self) -> None:
+        self.descent.tell(self.plan, self.emit)
         while True:
+            step = self.plan.step
             end = await self._run_process()
             if end.cause is ExitCause.ASKED:
                 self._enter(State.STOPPED)
                 return
             now_s = time.monotonic()
             self._down_since_s = min(self._down_since_s, now_s)
-            self.emit(_died(self.plan.name, end))
+            self.emit(died(self.plan.name, end))
             verdict: Retry | GiveUp = GiveUp(end.describe())
-            if not self._is_trial:
+            if self.plan.step > step:
+                self.emit(stepped_down(self.plan, end.describe()))
+                verdict = Retry(now_s)
+            elif not self._is_trial:
                 policy = self.plan.model.restart
-                deaths = self._deaths or [end]  # none is the model's own: a request's
+                deaths = self.descent.here(self._deaths) or [end]  # all were requests' own
                 verdict = decide(policy, deaths, now_s=now_s, jitter=draw_jitter())
             if isinstance(verdict, GiveUp):
                 self.failure = with_last_lines(
@@ -308,11 +316,13 @@ class Instance:
         return end
 
     def _take_down(self, end: Exit, upstream: Upstream | None = None) -> None:
-        """Keep an end that nobody asked for, unless a request is to blame for it."""
+        """Keep an end that nobody asked for, unless a request is to blame; step down after it."""
+        lower = self.descent.after(end, self.plan, self._deaths)
         self._deaths.append(end)
         if upstream is not None:
-            forgiven = self.docket.died(upstream, end)
+            forgiven = self.docket.died(upstream, end, is_answered=lower is not None)
             self._deaths = [death for death in self._deaths if death not in forgiven]
+        self.plan = lower or self.plan
 
     async def _hold(self, tenure: Tenure) -> Exit:
         """Look at every piece of news until the process has ended or has been stopped."""
@@ -358,7 +368,7 @@ class Instance:
         tenure.findings.tell()
         if tenure.has_news_of_its_load():
             if self.measured.total_bytes:
-                self.remembered = sizes_of(self.plan, self.measured)
+                self.descent.keep(self.plan, sizes_of(self.plan, self.measured))
             self._on_ready(self)
 
     async def _stop(self, tenure: Tenure) -> Exit:
@@ -379,7 +389,3 @@ class Instance:
         self.notify()
         self._on_change()
         return spent_s
-
-
-def _died(name: str, end: Exit) -> events.Died:
-    return events.Died(name, end.describe(), end.cause.name, end.returncode, end.ready_for_s)

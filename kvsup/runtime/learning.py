@@ -95,8 +95,9 @@ def type_sizes(plan: Plan, measured: Measured) -> dict[str, TypeSize]:
 
 
 def _sizes_key(plan: Plan) -> str:
-    """Return the key of one launch; a context that is decided at loads is not in the identity."""
-    return key_of(plan.identity, plan.model.num_ctx, plan.binary.path, plan.binary.stamp)
+    """Return the key of one launch; what is decided at loads is not in the identity."""
+    decided = (plan.model.num_ctx, *plan.given_up)
+    return key_of(plan.identity, *decided, plan.binary.path, plan.binary.stamp)
 
 
 def _binary_key(binary: Binary) -> str:

@@ -2,13 +2,16 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from kvsup.config import HostConfig
+from kvsup.ladder import first_fitting
 from kvsup.lifecycle import State
 from kvsup.placement import DEVICE_HEADROOM_BYTES
 from kvsup.plan import Plan
-from kvsup.residency import RAM, Budget, Go, Resident, Sizes, admit, room_bytes
+from kvsup.residency import RAM, Budget, Go, Refuse, Resident, Sizes, admit, room_bytes
+from kvsup.runtime.footprint import size_by_device
 from kvsup.runtime.host import memory_available_bytes, private_bytes
 from kvsup.runtime.instance import Instance
 
@@ -67,11 +70,24 @@ class Residents:
         return admit("", sizes, self.now(), budget, now_s=time.monotonic()) == Go()
 
     def sizes_of(self, instance: Instance, budget: Budget) -> Sizes:
-        """Return what ``instance`` takes; a context that is open becomes what there is room for."""
-        if instance.plan.configured.num_ctx_is_auto:
-            memories = _filled_memories(instance.plan)
-            room = room_bytes(memories, self.now(), budget)
-            instance.plan = instance.plan.with_room(room)
+        """Return what ``instance`` is about to take.
+
+        A context that is open becomes what there is room for. A step of its fallback is passed over
+        if it does not fit even when all make room that may be evicted; not the last one.
+        """
+        residents = [resident for resident in self.now() if resident.key != instance.key]
+        steps = range(
+            instance.descent.first_step(instance.plan), len(instance.plan.configured.fallback) + 1
+        )
+        plans = (_opened(instance.plan.on_step(step), residents, budget) for step in steps)
+        strictly = replace(budget, is_estimated=False)
+
+        def fits(plan: Plan) -> bool:
+            sizes = size_by_device(plan, instance.descent.known(plan))
+            verdict = admit(instance.key, sizes, residents, strictly, now_s=time.monotonic())
+            return not isinstance(verdict, Refuse)
+
+        instance.plan = first_fitting(plans, fits)
         return instance.size_by_device
 
     def give_prompt_cache(self, instance: Instance, budget: Budget) -> None:
@@ -79,6 +95,13 @@ class Residents:
         own = Resident(instance.key, instance.size_by_device, 0, 0.0)
         room = room_bytes([RAM], [*self.now(), own], budget)
         instance.plan = instance.plan.with_prompt_cache(room // PROMPT_CACHE_SHARE)
+
+
+def _opened(plan: Plan, residents: Sequence[Resident], budget: Budget) -> Plan:
+    """Return ``plan`` with as much context as there is room for, if that is open."""
+    if not plan.configured.num_ctx_is_auto:
+        return plan
+    return plan.with_room(room_bytes(_filled_memories(plan), residents, budget))
 
 
 def _filled_memories(plan: Plan) -> list[str]:
@@ -89,6 +112,7 @@ def _filled_memories(plan: Plan) -> list[str]:
 
 def _resident(instance: Instance, serving_since_s: float) -> Resident:
     model, sizes = instance.plan.model, instance.size_by_device
+    known = instance.descent.known(instance.plan)
     return Resident(
         key=instance.key,
         sizes={**sizes, RAM: sizes.get(RAM, 0) + instance.plan.prompt_cache_bytes},
@@ -98,7 +122,7 @@ def _resident(instance: Instance, serving_since_s: float) -> Resident:
         is_pinned=model.pin and not instance.is_retired,
         is_leaving=instance.is_leaving,
         serving_since_s=serving_since_s,
-        load_s=instance.remembered.load_s if instance.remembered else 0.0,
+        load_s=known.load_s if known else 0.0,
         weight=model.weight,
         busy_slots=instance.busy_slots,
         n_slots=model.num_parallel,

@@ -107,7 +107,7 @@ class Roster:
                 return instance
         if alive:
             return self._derive(base, _grown(alive[-1].plan, asked, is_running=True))
-        started = plan if model is plan.configured else plan.configured_as(model)
+        started = plan.on_step(0) if model is plan.configured else plan.configured_as(model)
         return self._derive(base, _grown(started, asked, is_running=False))
 
     def forget(self, *, unless: Container[str]) -> None:
@@ -151,7 +151,7 @@ class Roster:
 
     def _derive(self, base: Instance, model: ModelConfig) -> Instance:
         """Return the instance of ``model``; another pair than the file's is never pinned."""
-        is_other_pair = model.kv_cache_type != base.plan.model.kv_cache_type
+        is_other_pair = model.kv_cache_type != base.plan.configured.kv_cache_type
         model = msgspec.structs.replace(model, pin=model.pin and not is_other_pair)
         plan = base.plan.configured_as(model)
         if plan.key == base.key:
@@ -176,6 +176,7 @@ class Roster:
                 is_auto = plan.configured.num_ctx_is_auto
                 cache_bytes = instance.plan.model.prompt_cache_bytes
                 running = plan.with_num_ctx(loaded_tokens) if is_auto else plan
+                running = running.on_step(instance.plan.step)
                 instance.plan = running.with_prompt_cache(cache_bytes)
                 instance.is_retired = False
             self._catalogue[instance.key] = instance
@@ -184,9 +185,13 @@ class Roster:
 
 
 def is_of(instance: Instance, name: str, model: ModelConfig) -> bool:
-    """Say whether ``instance`` is of the model ``name`` with the KV cache types of ``model``."""
-    has = instance.plan.model
-    return has.name == name and has.kv_cache_type == model.kv_cache_type
+    """Say whether ``instance`` is of the model ``name`` with the KV cache types of ``model``.
+
+    One that stepped down to others is of these and of those that it is to have.
+    """
+    plan = instance.plan
+    pairs = (plan.model.kv_cache_type, plan.configured.kv_cache_type)
+    return plan.name == name and model.kv_cache_type in pairs
 
 
 def _has_just_failed(instance: Instance) -> bool:
@@ -201,15 +206,19 @@ def _grown(plan: Plan, asked: Asked, *, is_running: bool) -> ModelConfig:
         is_running=is_running,
         trained_tokens=plan.trained_tokens,
         n_processors=n_processors(),
+        has_stepped_down=plan.step > 0,
     )
 
 
 def _serves(instance: Instance, plan: Plan) -> bool:
     """Say whether ``instance`` can go on under ``plan``: what it runs is the same.
 
-    One that has given up goes on as it is unless its file was edited, wherever in it.
+    One that has given up goes on as it is unless its file was edited, wherever in it; one that has
+    stepped down unless its fallback was.
     """
     same = instance.plan.name == plan.name and instance.plan.identity == plan.identity
+    if instance.plan.step:
+        same = same and instance.plan.configured.fallback == plan.configured.fallback
     if instance.failure is not None:
         same = same and instance.plan.digest == plan.digest
     return same

@@ -20,6 +20,8 @@ class Snapshot:
     size_bytes: int
     vram_bytes: int
     kv_bytes: tuple[int, int] | None
+    given_up: tuple[str, ...]
+    """What it has not, on its step of the fallback."""
     kv_warnings: tuple[str, ...]
     """What its owner should know of its KV cache, while it serves."""
     idle_until_s: float

@@ -57,7 +57,7 @@ class Tenure:
         self._logbook = logbook
         self._notify = notify
         self._n_facts_taken = 0
-        self._n_oom_kills = kernel.n_oom_kills()
+        self._oom = kernel.OomWatch(child.pid)
 
     @classmethod
     async def begin(
@@ -93,6 +93,7 @@ class Tenure:
             orphans.record(self.child.pid, self.child.create_time, self._plan.socket)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.watch.run)
+                tasks.start_soon(self._sample)
                 end = await hold()
                 with anyio.move_on_after(_LAST_LINES_S):
                     await self.watch.is_drained.wait()
@@ -101,9 +102,10 @@ class Tenure:
             self.child.kill()
             await self.child.aclose()
             orphans.forget(self._plan.socket)
-        is_oom_kill = kernel.n_oom_kills() > self._n_oom_kills
+            oom_kill = self._oom.evidence()
+            self._oom.close()
         tail = self._logbook.tail(LOOKED_AT_LINES)
-        return explained(end, self.measured.failure, tail, is_oom_kill=is_oom_kill)
+        return explained(end, self.measured.failure, tail, oom_kill=oom_kill)
 
     def has_news_of_its_load(self) -> bool:
         """Say whether the log has told more of the load since the last call."""
@@ -134,6 +136,11 @@ class Tenure:
         if self.deaf_until_s == math.inf:
             self.deaf_until_s = time.monotonic() + _DEAF_S
             self._notify()
+
+    async def _sample(self) -> None:
+        while True:
+            await anyio.sleep(kernel.SAMPLE_S)
+            self._oom.sample()
 
 
 def _spawned(plan: Plan, child: Child) -> events.Spawned:

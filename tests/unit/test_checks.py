@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kvsup.checks import kv_setup, model_advice, model_findings
-from kvsup.config import ModelConfig
+from kvsup.config import FallbackStep, ModelConfig
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.binary import Binary, parse_binary
 from kvsup.modelshape import Layer, ModelShape
@@ -140,3 +140,47 @@ def test_model_advice_of_ik_llama_is_to_ask_for_rotation() -> None:
 def test_kv_setup_without_a_draft_model_has_no_draft_pair() -> None:
     """A pair for a draft that is not there is held to nothing."""
     assert kv_setup(_model("f16"), binary=STOCK, shape=None).draft is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ((FallbackStep(num_ctx=2048), FallbackStep(num_parallel=1)), []),
+        ((FallbackStep(num_ctx=8192),), [("fallback.1.num_ctx", "8192 is more than the 4096")]),
+        ((FallbackStep(num_ctx=4096),), [("fallback.1", "changes nothing")]),
+        ((FallbackStep(mmproj="off"),), [("fallback.1", "changes nothing")]),
+        (
+            (FallbackStep(num_ctx=512), FallbackStep(num_ctx=1024)),
+            [("fallback.2.num_ctx", "1024 is more than the 512")],
+        ),
+        (
+            (FallbackStep(kv_cache_type=parse_kv_pair("q8_0:q9_9")),),
+            [("fallback.1.kv_cache_type", "q9_9")],
+        ),
+    ],
+)
+def test_model_findings_of_a_step_that_cannot_run_or_takes_more_name_it(
+    steps: tuple[FallbackStep, ...], expected: list[tuple[str, str]]
+) -> None:
+    """A step is checked as it will run: over those before it."""
+    found = _problems(_model("f16:f16", num_parallel=2, fallback=steps))
+
+    assert [key for key, _ in found] == [key for key, _ in expected]
+    for (_, message), (_, part) in zip(found, expected, strict=True):
+        assert part in message
+
+
+def test_model_findings_of_what_is_wrong_without_the_fallback_are_not_said_again() -> None:
+    """One mend is enough."""
+    steps = (FallbackStep(num_ctx=512), FallbackStep(num_ctx=256))
+
+    [(key, _)] = _problems(_model("q8_0:q8_0", fallback=steps), shape=_shape(head=80))
+
+    assert key == "kv_cache_type"
+
+
+def test_model_findings_of_a_step_with_a_context_below_auto_are_none() -> None:
+    """What is decided at the load is more than any number."""
+    steps = (FallbackStep(num_ctx=8192),)
+
+    assert _problems(_model("f16:f16", num_ctx_is_auto=True, fallback=steps)) == []

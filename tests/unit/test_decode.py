@@ -6,9 +6,10 @@ import msgspec
 import pytest
 import tomli
 
-from kvsup.config import SHARED_KEYS, HostConfig, ModelConfig
+from kvsup.config import SHARED_KEYS, FallbackStep, HostConfig, ModelConfig
 from kvsup.decode import Source, decode_host, decode_models
 from kvsup.environment import read_environment
+from kvsup.kvtypes import parse_kv_pair
 from kvsup.units import FOREVER_S
 
 WRITE_PAIR = 'write "type_k:type_v", e.g. "q8_0:q5_1"'
@@ -265,3 +266,51 @@ def test_decode_host_of_wrong_values_names_file_lines_and_variables() -> None:
         "kvsup.toml:3: port: expected int <= 65535",
         f"kvsup.toml:4: memory: 'lots' is no size; {WRITE_SIZE}",
     ]
+
+
+def test_decode_of_a_fallback_gives_its_steps_and_a_variant_has_its_own() -> None:
+    """A list in a variant replaces that of the model; without one it is inherited."""
+    models = _models(
+        """
+        model = "m.gguf"
+        fallback = [{ num_ctx = 2048 }, { kv_cache_type = "q8_0:q4_0", prompt_cache = "64MiB" }]
+        [variants.same]
+        [variants.other]
+        fallback = [{ mmproj = "off", draft_model = "off" }]
+        """
+    )
+
+    second = FallbackStep(kv_cache_type=parse_kv_pair("q8_0:q4_0"), prompt_cache_bytes=64 << 20)
+    assert models["m"].fallback == (FallbackStep(num_ctx=2048), second)
+    assert models["m:same"].fallback == models["m"].fallback
+    assert models["m:other"].fallback == (FallbackStep(mmproj="off", draft_model="off"),)
+
+
+def test_decode_of_a_wrong_fallback_names_each_key_with_the_line_of_its_step() -> None:
+    """Steps are counted from 1."""
+    problems = _problems(
+        """\
+        model = "m.gguf"
+        fallback = [
+          { num_ctx = 2 },
+          { mmproj = "none" },
+          {},
+          { num_ctxx = 512 },
+        ]
+        """
+    )
+
+    assert sorted(problems) == [
+        "m.toml:3: fallback.1.num_ctx: expected int >= 4",
+        "m.toml:4: fallback.2.mmproj: invalid enum value 'none'; write off",
+        "m.toml:5: fallback.3: is empty; write a key, e.g. num_ctx = 4096",
+        "m.toml:6: fallback.4.num_ctxx: unknown key; did you mean num_ctx?",
+    ]
+
+
+@pytest.mark.parametrize("value", ["{ num_ctx = 512 }", '"small"', "[512]"])
+def test_decode_of_a_fallback_that_is_no_list_of_tables_says_what_to_write(value: str) -> None:
+    """The commonest slip is one table without brackets."""
+    [problem] = _problems(f'model = "m.gguf"\nfallback = {value}\n')
+
+    assert "is no list of tables; write e.g. fallback = [{ num_ctx = 4096 }]" in problem

@@ -28,15 +28,15 @@ def test_a_signal_that_a_process_brings_on_itself_is_a_crash(name: str) -> None:
     """Whatever the kernel has killed meanwhile."""
     code = -signal.Signals[name]
 
-    assert explained(end(code), None, (), is_oom_kill=True).cause is ExitCause.CRASHED
+    assert explained(end(code), None, (), oom_kill="oom_kill rose").cause is ExitCause.CRASHED
 
 
 def test_sigkill_while_the_kernel_killed_for_memory_is_named_so() -> None:
     """No other signal is the kernel's."""
     kill, term = -signal.SIGKILL, -signal.SIGTERM
 
-    assert explained(end(kill), None, (), is_oom_kill=True).cause is ExitCause.KERNEL_OOM
-    assert explained(end(term), None, (), is_oom_kill=True).cause is ExitCause.KILLED
+    assert explained(end(kill), None, (), oom_kill="oom_kill rose").cause is ExitCause.KERNEL_OOM
+    assert explained(end(term), None, (), oom_kill="oom_kill rose").cause is ExitCause.KILLED
 
 
 def test_exit_code_0_in_service_is_what_sigterm_makes() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from kvsup.config import ModelConfig
+from kvsup.config import FallbackStep, ModelConfig
 from kvsup.gguf import Metadata, Value
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.argv import NOT_ARGUMENTS, build_argv
@@ -109,6 +109,7 @@ OTHER: dict[str, object] = {
     "restart_wait_s": 1.0,
     "resume": "off",
     "restart": msgspec.structs.replace(MODEL.restart, max_deaths=1),
+    "fallback": (FallbackStep(num_ctx=128),),
     "source": "other.toml",
 }
 
@@ -244,3 +245,53 @@ def test_plan_with_a_prompt_cache_gets_what_there_is_room_for(room_mib: int, giv
 def test_plan_of_an_embedding_model_has_no_prompt_cache() -> None:
     """llama-server keeps prompts of completions only."""
     assert plan_of(MODEL, file_of(pooling_type=1)).prompt_cache_bytes == 0
+
+
+LADDER = msgspec.structs.replace(
+    MODEL,
+    num_ctx=8192,
+    fallback=(FallbackStep(num_ctx=2048), FallbackStep(kv_cache_type=parse_kv_pair("q8_0:q4_0"))),
+)
+
+
+def test_plan_on_a_step_is_smaller_and_stays_the_same_instance() -> None:
+    """Key, identity, socket and digest are those of the file; argv and bytes follow the step."""
+    top = plan_of(LADDER)
+    second = top.on_step(2)
+
+    assert second.key == top.key
+    assert (second.digest, second.socket, second.notes) == (top.digest, top.socket, top.notes)
+    assert second.configured == top.configured
+    assert second.size_bytes < top.on_step(1).size_bytes < top.size_bytes
+    assert sum(second.sizes.values()) == second.size_bytes
+    assert "2048" in second.argv
+    assert "q4_0" in second.argv
+    assert second.on_step(1).on_step(0) == top
+
+
+def test_plan_lower_is_the_next_step_that_takes_no_more() -> None:
+    """A context that a request asked for makes a step of more be passed over."""
+    top = plan_of(LADDER)
+    small = top.configured_as(msgspec.structs.replace(LADDER, num_ctx=1024))
+
+    first = top.lower()
+    assert first is not None
+    assert first.step == 1
+    assert top.on_step(2).lower() is None
+    passed = small.lower()
+    assert passed is not None
+    assert passed.step == 2
+    assert plan_of().lower() is None
+
+
+def test_plan_with_an_open_context_keeps_it_on_a_step_that_leaves_it_open() -> None:
+    """A step with a context of its own ends that, and leaves it to no room."""
+    pair = FallbackStep(kv_cache_type=parse_kv_pair("q8_0:q4_0"))
+    steps = (pair, FallbackStep(num_ctx=512))
+    auto = msgspec.structs.replace(MODEL, num_ctx_is_auto=True, fallback=steps)
+    loaded = plan_of(auto).with_num_ctx(6144)
+
+    assert loaded.on_step(1).model.num_ctx == 6144
+    assert loaded.on_step(2).model.num_ctx == 512
+    assert loaded.on_step(2).with_room(1 << 40).model.num_ctx == 512
+    assert loaded.on_step(1).with_room(1 << 40).model.num_ctx == 8192
