@@ -175,6 +175,45 @@ async def test_requests_for_more_than_a_step_has_are_served_by_it(folder: Folder
         assert fleet.told == []
 
 
+async def test_larger_one_that_a_request_made_steps_down_as_its_model_would(
+    folder: Folder,
+) -> None:
+    """It is on trial, yet not given up while there is a step; the context asked for it has."""
+    folder.host = "memory = '999GiB'\n"
+    small = "num_parallel = 200\nnum_ctx = 256\nbatch_size = 256\n"
+    write(folder, small + "fallback = [{ num_parallel = 1 }]\n")
+
+    async with running(folder.read()) as fleet:
+        instance = await served(fleet, Asked(num_ctx=8192))
+
+        assert deaths(fleet) == ["DOES_NOT_FIT"]
+        assert (instance.plan.model.num_parallel, instance.plan.model.num_ctx) == (1, 8192)
+
+
+async def test_edit_of_the_fallback_of_one_that_stepped_down_lets_it_begin_anew(
+    folder: Folder,
+) -> None:
+    """Any other edit that its process does not see leaves it where it is."""
+    folder.host = "memory = '999GiB'\n"
+    write(folder, HUGE + "fallback = [{ num_parallel = 1 }]\n")
+
+    async with running(folder.read()) as fleet:
+        first = await served(fleet)
+        write(folder, HUGE + 'fallback = [{ num_parallel = 1 }]\nsystem = "Be short."\n')
+        again = folder.read()
+        fleet.fleet.replace(again.plans, again.host)
+        assert await served(fleet) is first
+        assert first.plan.step == 1
+        assert first.plan.model.system == "Be short."
+
+        write(folder, HUGE + "fallback = [{ num_parallel = 2 }]\n")
+        edited = folder.read()
+        fleet.fleet.replace(edited.plans, edited.host)
+
+        await until(lambda: first.state is State.STOPPED)
+        assert (await served(fleet)).plan.model.num_parallel == 2
+
+
 async def test_fresh_load_begins_where_the_last_ended_until_it_is_reset(folder: Folder) -> None:
     """``kvsup reset`` lets it begin at the top again."""
     folder.host = "memory = '999GiB'\n"
