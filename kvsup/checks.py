@@ -64,6 +64,11 @@ def model_findings(
             )
     for name in owned_variables(model.env):
         yield f"env.{name}", "would change what kvsup promises; use the model's keys instead"
+    if not 0.1 <= model.watchdog.interval_s <= min(model.watchdog.stall_s, 60.0):
+        yield (
+            "watchdog.interval",
+            'must lie between "100ms" and "1m", and not be longer than watchdog.stall',
+        )
     for option, message in check_options(model.options).items():
         yield f"options.{option}", message
     known = {found.message for found in refusals(setup)}

@@ -94,6 +94,22 @@ class FallbackStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = UNSET
 
 
+class WatchdogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a llama-server that lives but does nothing is ended (``[watchdog]``)."""
+
+    enabled: Annotated[bool, _doc("Watch it once it serves.")] = True
+    dry_run: Annotated[bool, _doc("Only tell that it hangs; do not end it.")] = False
+    interval_s: Annotated[
+        float, _kind("duration", "Time between two looks; ten times as long while idle.")
+    ] = field(default=2.0, name="interval")
+    stall_s: Annotated[
+        float, _kind("duration", "Longest silence without any sign of life, CPU time included.")
+    ] = field(default=90.0, name="stall")
+    busy_stall_s: Annotated[
+        float, _kind("duration", "Longest silence of one that computes; a batch is never cut.")
+    ] = field(default=600.0, name="busy_stall")
+
+
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model, or one variant of it, as one kind of llama-server process serves it."""
 
@@ -230,6 +246,9 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tuple[FallbackStep, ...],
         _doc("What to give up, step by step, where its memory is not there."),
     ] = ()
+    watchdog: Annotated[WatchdogConfig, _doc("When one that hangs is ended.")] = field(
+        default_factory=WatchdogConfig
+    )
     source: Annotated[str, _HIDDEN] = ""
     """File that the model came from; not a key."""
 

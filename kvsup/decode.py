@@ -21,7 +21,7 @@ S = TypeVar("S", bound=Struct)
 Table = Mapping[str, Any]
 
 _NOT_INHERITED = ("name", "aliases", "preload", "pin", "variants")
-_MERGED_TABLES = ("options", "env", "restart")
+_MERGED_TABLES = ("options", "env", "restart", "watchdog")
 
 
 @dataclass(frozen=True, slots=True)

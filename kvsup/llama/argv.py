@@ -16,7 +16,8 @@ from kvsup.llama.binary import Binary
 NOT_ARGUMENTS = frozenset(
     {
         "aliases", "keep_alive_s", "system", "options", "env", "llama_server", "preload", "pin",
-        "load_timeout_s", "stop_timeout_s", "restart", "restart_wait_s", "resume", "source",
+        "load_timeout_s", "stop_timeout_s", "restart", "watchdog", "restart_wait_s", "resume",
+        "source",
         "on_bigger_request", "allow_request_kv", "kv_is_auto", "kv_goal", "kv_slow",
         "num_ctx_is_auto", "priority", "weight", "fallback",
     }

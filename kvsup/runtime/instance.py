@@ -305,6 +305,7 @@ class Instance:
         if isinstance(tenure, Exit):
             self._take_down(tenure)
             return tenure
+        tenure.pulse.config = lambda: self.plan.model.watchdog
         self._tenure = tenure
         self._enter(State.LOADING)
         end = await tenure.run(partial(self._hold, tenure))
@@ -345,7 +346,13 @@ class Instance:
             patience_s = self.plan.model.load_timeout_s or math.inf  # 0 is for ever, as in Ollama
             stall_s = tenure.watch.progress_s + patience_s
             if self.state is State.LOADING and now_s >= stall_s:
-                return await tenure.kill(ExitCause.STALLED)
+                is_stopped = tenure.pulse.is_stopped
+                return await tenure.kill(ExitCause.FROZEN if is_stopped else ExitCause.STALLED)
+            if tenure.pulse.verdict is not None:
+                self._upstream = None
+                self.notify()
+                ready_for_s = now_s - self._life.since_s
+                return await tenure.end_hung(tenure.pulse.verdict, ready_for_s=ready_for_s)
             if now_s >= tenure.deaf_until_s:
                 tenure.child.kill()
                 tenure.deaf_until_s = math.inf

@@ -4,6 +4,7 @@ import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -19,14 +20,19 @@ from kvsup.runtime.kvwarnings import Findings
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.paths import make_run_dir
 from kvsup.runtime.process import Child, spawn
+from kvsup.runtime.pulse import Pulse
 from kvsup.runtime.upstream import Upstream
 from kvsup.runtime.watch import Watch
+from kvsup.watchdog import Standing, Verdict
 
 _LAST_LINES_S = 1.0
 """How long a dead child's pipes are read on: something it started may hold them open."""
 
 _DEAF_S = 2.0
 """How long a llama-server that takes no connection is left alone: it was told to end."""
+
+_HUNG_GRACE_S = 1.0
+"""How long one that hangs may take to end politely; it seldom can."""
 
 _BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
 """What a start meets where the host, and not the program, is at fault."""
@@ -51,6 +57,7 @@ class Tenure:
         )
         self.measured = self.watch.measured
         self.findings = Findings(plan, self.measured, emit=emit)
+        self.pulse = Pulse(plan, child, self.upstream, self.watch, emit=emit, notify=notify)
         self.deaf_until_s = math.inf
         """When it is ended because it takes no connection."""
         self._plan = plan
@@ -94,6 +101,7 @@ class Tenure:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.watch.run)
                 tasks.start_soon(self._sample)
+                tasks.start_soon(self.pulse.run)
                 end = await hold()
                 with anyio.move_on_after(_LAST_LINES_S):
                     await self.watch.is_drained.wait()
@@ -120,13 +128,28 @@ class Tenure:
 
     async def kill(self, cause: ExitCause, *, ready_for_s: float = 0.0) -> Exit:
         """End it at once; return that as its end, with ``cause``."""
+        self.pulse.close()
         self.child.kill()
         code = await self.child.wait()
         self.upstream.close_all()
         return Exit(cause, code, time.monotonic(), ready_for_s)
 
+    async def end_hung(self, verdict: Verdict, *, ready_for_s: float) -> Exit:
+        """End one that hangs; return that as its end. One that is stopped hears no signal but one.
+
+        Its connections stay open until it is dead, so that no request sees them break before.
+        """
+        if verdict.standing is Standing.FROZEN:
+            end = await self.kill(ExitCause.FROZEN, ready_for_s=ready_for_s)
+        else:
+            farewell = EXIT_LINE if self.watch.speaks_child_mode else None
+            await self.child.stop(farewell=farewell, grace_s=_HUNG_GRACE_S)
+            end = await self.kill(ExitCause.HUNG, ready_for_s=ready_for_s)
+        return replace(end, detail=verdict.reason)
+
     async def stop(self, *, was_ready: bool, grace_s: float) -> bool:
         """End it politely; return whether it had to be killed, ``grace_s`` later."""
+        self.pulse.close()
         self.upstream.close_all()
         speaks = was_ready and self.watch.speaks_child_mode
         return await self.child.stop(farewell=EXIT_LINE if speaks else None, grace_s=grace_s)

@@ -7,12 +7,14 @@ connections are never reused and there is no race with its closing.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import httptools
 
 from kvsup.errors import NotListening, UpstreamError
+from kvsup.llama.heartbeat import PING, is_of_the_loop
 from kvsup.restart import Exit
 
 HIGH_WATER_BYTES = 256 << 10
@@ -24,9 +26,11 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Response(asyncio.Protocol):
     """One response: its head once ``stream`` has yielded it, its body by ``read``."""
 
-    def __init__(self, upstream: "Upstream") -> None:
+    def __init__(self, upstream: "Upstream", *, is_of_the_loop: bool = True) -> None:
         loop = asyncio.get_running_loop()
         self._upstream = upstream
+        self._is_of_the_loop = is_of_the_loop
+        self.since_s = time.monotonic()
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.head: asyncio.Future[None] = loop.create_future()
@@ -73,7 +77,6 @@ class Response(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; called by asyncio."""
-        self._upstream.n_reads += 1
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -105,12 +108,20 @@ class Response(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep one piece of the body; called by the parser."""
+        if self._is_of_the_loop and self.status == 200 and body != PING:
+            self._upstream.n_reads += 1
         self._unread.append(body)
         self._unread_bytes += len(body)
 
     def on_message_complete(self) -> None:
         """Mark the end; called by the parser."""
         self._is_complete = True
+
+    @property
+    def is_awaited(self) -> bool:
+        """Say whether the loop owes more; not while a slow reader is why it has not come."""
+        is_over = self._is_complete or self._is_paused or self._error is not None
+        return self._is_of_the_loop and not is_over
 
     def abort(self) -> None:
         """Close at once; llama-server takes that as its client leaving."""
@@ -136,13 +147,22 @@ class Upstream:
         self.end: Exit | None = None
         """How its process ended; None until that is known."""
         self.n_reads = 0
-        """How often it has sent anything."""
+        """How many pieces of good answers its loop has sent: proof that it runs."""
         self._open: set[Response] = set()
 
     @property
     def n_open(self) -> int:
         """Return how many connections are open."""
         return len(self._open)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Say whether its loop owes an answer."""
+        return any(response.is_awaited for response in self._open)
+
+    def awaited_s(self, now_s: float) -> float:
+        """Return how long the oldest answer that its loop owes has been awaited; 0: none is."""
+        return max((now_s - r.since_s for r in self._open if r.is_awaited), default=0.0)
 
     @asynccontextmanager
     async def stream(
@@ -156,7 +176,7 @@ class Upstream:
         """
         try:
             _, response = await asyncio.get_running_loop().create_unix_connection(
-                lambda: Response(self), self.socket
+                lambda: Response(self, is_of_the_loop=is_of_the_loop(target)), self.socket
             )
         except OSError as error:
             raise NotListening(f"llama-server does not listen on {self.socket}: {error}") from error

@@ -10,6 +10,7 @@ import anyio
 from kvsup.errors import UpstreamError
 from kvsup.llama.childmode import parse_event
 from kvsup.llama.health import Health, parse_health
+from kvsup.llama.heartbeat import is_line_of_the_loop
 from kvsup.llama.logscan import scan
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
@@ -32,6 +33,8 @@ class Watch:
         """It has sent an event, so it reads its stdin once it is ready."""
         self.progress_s = time.monotonic()
         """When it last told anything."""
+        self.n_lines = 0
+        """Lines of its log that its loop wrote."""
         self.measured = Measured()
         self.is_drained = anyio.Event()
         """Both its pipes have been read to their end."""
@@ -71,6 +74,7 @@ class Watch:
         self._logbook.append(line)
         self._logger.debug("%s", line)
         self.progress_s = time.monotonic()
+        self.n_lines += is_line_of_the_loop(line)
         # Not only before it is ready: the log's own thread may lag behind the event on stdout.
         if (fact := scan(line)) is not None:
             self.measured.note(fact)

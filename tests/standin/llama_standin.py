@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 HELP = """----- common params -----
@@ -51,6 +52,7 @@ class Start:
         self._is_ready = False
         self._has_lost_exit_line = False
         self._in_flight = 0
+        self._is_deaf = False
         self._changed = threading.Condition()
 
     def run(self) -> None:
@@ -125,6 +127,10 @@ class Start:
         if what == "SIGTERM":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
+    def deafen(self) -> None:
+        """Take no more connections; the kernel still does, up to its backlog."""
+        self._is_deaf = True
+
     def grandchild(self) -> None:
         """Leave a process in the same session that holds the pipes and notices nothing."""
         if os.fork() == 0:
@@ -172,7 +178,7 @@ class Start:
         os._exit(0)
 
     def _accept(self) -> None:
-        while True:
+        while not self._is_deaf:
             connection, _ = self._listener.accept()
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
@@ -259,6 +265,17 @@ class Answer:
         """Send nothing more until the client leaves."""
         while self._connection.recv(1):
             pass
+
+    def spin(self) -> None:
+        """Compute for ever, without a word."""
+        while True:
+            pass
+
+    def ping(self) -> None:
+        """Send what the HTTP thread of a stream sends while it waits for the loop, for ever."""
+        while True:
+            self.send(":\n\n")
+            time.sleep(0.1)
 
     def hang_up(self) -> None:
         """Close the connection."""

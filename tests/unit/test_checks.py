@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kvsup.checks import kv_setup, model_advice, model_findings
-from kvsup.config import FallbackStep, ModelConfig
+from kvsup.config import FallbackStep, ModelConfig, WatchdogConfig
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.binary import Binary, parse_binary
 from kvsup.modelshape import Layer, ModelShape
@@ -184,3 +184,17 @@ def test_model_findings_of_a_step_with_a_context_below_auto_are_none() -> None:
     steps = (FallbackStep(num_ctx=8192),)
 
     assert _problems(_model("f16:f16", num_ctx_is_auto=True, fallback=steps)) == []
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "is_wrong"), [(0.0, True), (0.1, False), (5.0, False), (5.1, True)]
+)
+def test_model_findings_of_a_watchdog_that_cannot_look_stand_at_its_key(
+    interval_s: float, *, is_wrong: bool
+) -> None:
+    """It looks neither all the time nor more seldom than its limit."""
+    watchdog = WatchdogConfig(interval_s=interval_s, stall_s=5.0)
+
+    found = [key for key, _ in _problems(_model("f16", watchdog=watchdog))]
+
+    assert found == ["watchdog.interval"] * is_wrong

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvsup.config import HostConfig, ModelConfig, RestartConfig
+from kvsup.config import HostConfig, ModelConfig, RestartConfig, WatchdogConfig
 from kvsup.decode import Source, decode_host, decode_models
 from kvsup.schema import host_schema, model_schema
 
@@ -48,6 +48,7 @@ def test_schema_of_a_model_has_every_key_and_variants_have_all_but_the_name() ->
 
     assert set(properties) == _keys(ModelConfig) | {"variants"}
     assert set(properties["restart"]["properties"]) == _keys(RestartConfig)
+    assert set(properties["watchdog"]["properties"]) == _keys(WatchdogConfig)
     variant = properties["variants"]["additionalProperties"]
     assert set(variant["properties"]) == _keys(ModelConfig) - {"name"}
     assert not variant["additionalProperties"]

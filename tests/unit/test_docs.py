@@ -57,10 +57,11 @@ def _closure(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def _described_keys() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each key that has a heading, with its schema: of a model, of restart, of the host."""
+    """Yield each key that has a heading, with its schema: of a model, its tables, the host."""
     model, host = model_schema()["properties"], host_schema()["properties"]
     yield from ((key, schema) for key, schema in model.items() if key != "variants")
     yield from model["restart"]["properties"].items()
+    yield from model["watchdog"]["properties"].items()
     yield from ((key, schema) for key, schema in host.items() if key not in SHARED_KEYS)
 
 
@@ -134,7 +135,7 @@ def test_default_of_a_key_is_that_of_the_code(key: str) -> None:
     elif key == "model":
         assert "required" in text
     else:
-        assert "Default: none" in text or key == "restart"
+        assert "Default: none" in text or key in {"restart", "watchdog"}
 
 
 def test_shared_keys_of_the_host_are_listed() -> None:

@@ -15,7 +15,7 @@ PURE = (
     "decode", "environment", "restart", "lifecycle", "residency", "scheduling", "events", "checks",
     "plan", "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
     "measures", "capacity", "placement", "architectures", "kvlooks", "slowpaths", "kvchoice",
-    "divergence", "pareto", "history", "why", "ladder", "settling",
+    "divergence", "pareto", "history", "why", "ladder", "settling", "watchdog",
 )  # fmt: skip
 """Modules without clock, log, disk or ``await``, beside ``llama`` and ``ollama``."""
 
@@ -54,6 +54,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "decode": ("config", "errors", "keylines", "kvtypes", "units", "msgspec"),
     "environment": (),
     "restart": ("config",),
+    "watchdog": ("config",),
     "lifecycle": (),
     "residency": ("units",),
     "scheduling": ("residency",),
@@ -104,7 +105,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "anthropic": ("llama.sse", "llama.wire", "mending", "errors", "anthropic", "msgspec"),
     "llama": ("config", "errors", "restart", "llama", "msgspec"),
     "ollama": ("llama.sse", "llama.vectors", "llama.wire", "errors", "units", "ollama", "msgspec"),
-    "runtime.upstream": ("errors", "restart", "asyncio", "httptools"),
+    "runtime.upstream": ("errors", "llama.heartbeat", "restart", "asyncio", "httptools"),
     "runtime.images": ("errors", "anyio", "httpx"),
     "runtime": (*BELOW_RUNTIME, "runtime", "anyio", "psutil", "tomli", "msgspec"),
     "runtime.filestamps": (),

@@ -108,6 +108,7 @@ OTHER: dict[str, object] = {
     "stop_timeout_s": 1.0,
     "restart_wait_s": 1.0,
     "resume": "off",
+    "watchdog": msgspec.structs.replace(MODEL.watchdog, dry_run=True),
     "restart": msgspec.structs.replace(MODEL.restart, max_deaths=1),
     "fallback": (FallbackStep(num_ctx=128),),
     "source": "other.toml",
