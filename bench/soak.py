@@ -128,7 +128,7 @@ async def _kill(
         pids = [model["pid"] for model in answer if model["pid"]]
         if not pids:
             continue
-        number = draw.choice((signal.SIGKILL, signal.SIGKILL))
+        number = draw.choice((signal.SIGKILL, signal.SIGSTOP))
         try:
             psutil.Process(draw.choice(pids)).send_signal(number)
             counts.n_kills[number.name] += 1
@@ -149,7 +149,7 @@ def model_toml(pair: str) -> str:
     """Return the file of one model of the soak."""
     return (
         'model = "kvsup:SmolLM2-135M-Instruct.Q4_1.gguf"\nthreads = 1\nnum_ctx = 512\n'
-        f'kv_cache_type = "{pair}"\n'
+        f'kv_cache_type = "{pair}"\n{WATCHDOG}'
     )
 
 

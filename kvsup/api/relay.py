@@ -17,7 +17,7 @@ from kvsup.errors import Diverged, EngineError, UpstreamError
 from kvsup.events import Rescue
 from kvsup.fitting import Asked, unmet
 from kvsup.llama.faults import is_callers_fault
-from kvsup.llama.resume import Continue, Mode, Replay, choose, continued_body, facts
+from kvsup.llama.resume import Continue, Mode, Replay, choose, continued_body, facts, n_answers
 from kvsup.llama.seam import Seam
 from kvsup.llama.seeding import new_seed, seeded
 from kvsup.llama.wire import error_message
@@ -161,7 +161,7 @@ class _Passage:
         self._headers = ((b"content-type", content_type),)
         self._make_answer = make_answer
         self._mode = mode
-        self._seam = Seam(path)
+        self._seam = self._new_seam()
         self._answer: Answer | None = None
         self._how: Replay | Continue | None = None
         self._n_fruitless = 0
@@ -171,6 +171,9 @@ class _Passage:
         self._took_s = 0.0
         """How long the last attempt took until it broke off."""
         self._tokens_per_s: float | None = None
+
+    def _new_seam(self) -> Seam:
+        return Seam(self._path, n_answers=n_answers(self._path, self._body))
 
     def n_tokens(self) -> int:
         """Return how many tokens of the answer the client has."""
@@ -207,7 +210,7 @@ class _Passage:
             return True
         if self._exchange.is_started:
             return False
-        self._seam, self._answer, self._n_before = Seam(self._path), None, 0
+        self._seam, self._answer, self._n_before = self._new_seam(), None, 0
         return True
 
     async def _run(self, upstream: Upstream, survival: Survival) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from kvsup.llama.transcript import CHAT, NATIVE, TEXT, Answer, Transcript
 
 Mode = Literal["auto", "replay", "continue", "off"]
@@ -44,6 +46,12 @@ _OBSTACLES: Mapping[str, str] = {
     "t_max_predict_ms": "the time counts",
 }
 """Members of a request that count from its first token; with any of them nothing is continued."""
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    prompt: Any = None
+    n: int | None = None
+    n_cmpl: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +123,21 @@ def facts(
     )
 
 
-def n_answers(body: Mapping[str, Any]) -> int:
-    """Return how many answers a stream of ``/completion`` holds: so many for each prompt."""
-    prompt = body.get("prompt")
+def n_answers(path: str, body: bytes) -> int:
+    """Return how many ends a stream of ``path`` has: of ``/completion`` one for each answer.
+
+    A ``body`` that cannot be read has one.
+    """
+    if path not in NATIVE:
+        return 1
+    try:
+        asked = msgspec.json.decode(body, type=_Asked)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 1
+    prompt = asked.prompt
     is_several = isinstance(prompt, list) and not any(isinstance(part, int) for part in prompt)
     n_prompts = len(prompt) if is_several and isinstance(prompt, list) else 1
-    n_each = next((body[name] for name in _ONE_ANSWER if isinstance(body.get(name), int)), 1)
-    return max(1, n_prompts) * max(1, n_each)
+    return max(1, n_prompts) * max(1, asked.n_cmpl or asked.n or 1)
 
 
 def choose(mode: Mode, facts: Facts) -> Replay | Continue | None:

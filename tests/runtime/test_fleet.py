@@ -332,6 +332,7 @@ async def test_cost_of_reloading_is_what_the_last_load_took(folder: Folder) -> N
         assert resident.load_s == ready.load_s > 0
 
     async with running(folder.read()) as again:
-        remembered = again.fleet.instance("a").remembered
+        instance = again.fleet.instance("a")
+        remembered = instance.descent.known(instance.plan)
         assert remembered is not None
         assert remembered.load_s == ready.load_s

@@ -282,4 +282,11 @@ def test_obstacle_of_members_that_ask_for_nothing_is_none(fields: dict[str, Any]
 )
 def test_n_answers_are_those_of_each_prompt(body: dict[str, Any], n: int) -> None:
     """A list of texts and tokens is one prompt, a list of texts or of lists is several."""
-    assert n_answers(body) == n
+    assert n_answers("/completion", json.dumps(body).encode()) == n
+    assert n_answers("/v1/completions", json.dumps(body).encode()) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"n": "three"}'])
+def test_n_answers_of_what_cannot_be_read_is_one(body: bytes) -> None:
+    """llama-server says what is wrong with it."""
+    assert n_answers("/completion", body) == 1
