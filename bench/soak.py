@@ -10,19 +10,18 @@ truncated. ``docs/reliability.md`` has the result.
 """
 
 import argparse
-import json
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import anyio
 import httpx
+import msgspec
 import psutil
 
 from bench.soaked import Job, LostError, TruncatedError, jobs
@@ -44,7 +43,7 @@ class Counts:
     """What became of the requests, and of kvsup."""
 
     seconds: float = 0.0
-    n_kills: Counter[str] = field(default_factory=Counter)
+    n_kills: dict[str, int] = field(default_factory=dict)
     n_same: int = 0
     n_other: int = 0
     n_lost: int = 0
@@ -131,7 +130,7 @@ async def _kill(
         number = draw.choice((signal.SIGKILL, signal.SIGSTOP))
         try:
             psutil.Process(draw.choice(pids)).send_signal(number)
-            counts.n_kills[number.name] += 1
+            counts.n_kills[number.name] = counts.n_kills.get(number.name, 0) + 1
         except psutil.NoSuchProcess:
             pass
 
@@ -185,7 +184,7 @@ def main() -> None:
         seed=asked.seed,
     )
     if asked.json:
-        asked.json.write_text(json.dumps(asdict(counts), indent=1))
+        asked.json.write_bytes(msgspec.json.format(msgspec.json.encode(counts)))
     middle = len(counts.samples) // 2
     first, last = counts.samples[middle], counts.samples[-1]
     rows = [
