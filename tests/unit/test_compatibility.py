@@ -1,11 +1,10 @@
 """docs/compatibility.md held to the code: routes, fields, options, headers, clients and tests."""
 
-import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import msgspec
@@ -28,6 +27,7 @@ from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.images import Images
 from kvsup.runtime.remembered import Remembered
 from tests import contract
+from tests.doclinks import Link, links_in, table_rows
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "compatibility.md"
@@ -84,38 +84,18 @@ ON_THE_WIRE = {"keep_alive_s": "keep_alive", "debug_render_only": "_debug_render
 """Fields that the wire names otherwise than the types do."""
 
 
-class Link(NamedTuple):
-    """A link to a test: its name in words, or the name of the whole file."""
-
-    words: str
-    path: Path
-
-    def is_right(self) -> bool:
-        """Say whether there is such a test, or such a file."""
-        return self.path.is_file() and self.words in {self.path.stem, *_tests(self.path)}
-
-
 def _sections() -> Mapping[str, str]:
     """Return the text below each heading of the second level."""
     first, *others = re.split(r"^## ", DOCUMENT.read_text("utf-8"), flags=re.MULTILINE)
     return {"": first, **dict(other.split("\n", 1) for other in others)}
 
 
-def _table_rows(text: str) -> Iterator[dict[str, str]]:
-    """Yield each row of each table: the heads of its columns, and what stands below them."""
-    for table in re.findall(r"^\|.*\n(?:\|.*\n)+", text, re.MULTILINE):
-        head, _, *rows = [
-            [cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()
-        ]
-        yield from (dict(zip(head, row, strict=True)) for row in rows)
-
-
 def _rows(section: str) -> list[dict[str, str]]:
-    return list(_table_rows(_sections()[section]))
+    return list(table_rows(_sections()[section]))
 
 
 def _all_rows() -> list[dict[str, str]]:
-    return list(_table_rows(DOCUMENT.read_text("utf-8")))
+    return list(table_rows(DOCUMENT.read_text("utf-8")))
 
 
 def _names(cell: str) -> list[str]:
@@ -123,18 +103,7 @@ def _names(cell: str) -> list[str]:
 
 
 def _links(text: str) -> list[Link]:
-    found = re.findall(r"\[([^]]+)]\((\.\./tests/[^)]+)\)", text)
-    return [Link(words, (DOCUMENT.parent / path).resolve()) for words, path in found]
-
-
-def _tests(path: Path) -> set[str]:
-    """Return the names of a file's tests, those of Python in words."""
-    text = path.read_text("utf-8")
-    if path.suffix != ".py":
-        return set(re.findall(r"^ *test\('(.+)',", text, re.MULTILINE))
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    names = [node.name for node in ast.parse(text).body if isinstance(node, functions)]
-    return {name[5:].replace("_", " ") for name in names if name.startswith("test_")}
+    return links_in(text, folder=DOCUMENT.parent)
 
 
 def _fields(types: tuple[Typed, ...]) -> list[tuple[str, str]]:
@@ -296,7 +265,7 @@ def test_clients_are_those_that_are_pinned(language: str) -> None:
     """Each package has one row with the version that the tests install."""
     text = _sections()["Clients"].split(f"### {language}\n")[1].partition("\n### ")[0]
 
-    told = [(_names(row["Package"])[0], row["Version"]) for row in _table_rows(text)]
+    told = [(_names(row["Package"])[0], row["Version"]) for row in table_rows(text)]
 
     assert sorted(told) == sorted(_pinned(language).items())
 
