@@ -36,6 +36,11 @@ def test_row_is_held_by_tests_or_says_why_not(row: dict[str, str]) -> None:
     assert [link for link in links if not link.is_right() or link.words == link.path.stem] == []
 
 
+def test_links_elsewhere_lead_to_tests() -> None:
+    """Below other headings, too."""
+    assert [link for link in links_in(TEXT, folder=DOCUMENT.parent) if not link.is_right()] == []
+
+
 def test_modes_of_resume_are_those_of_the_code() -> None:
     """Each has one row."""
     told = [row["`resume`"] for row in table_rows(TEXT) if "`resume`" in row]
