@@ -242,6 +242,9 @@ class ModelFileChanged:
     damage: Damage
 
 
+_SOON_S = 0.05
+"""A shorter wait is none to a reader."""
+
 Event = (
     Spawned
     | Ready
@@ -312,7 +315,8 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
         case Poisoned():
             return f"{event.model}: request {event.fingerprint} is not tried again: {event.reason}"
         case Restarting():
-            return f"{event.model}: restarting in {event.delay_s:.1f} s"
+            when = f"in {event.delay_s:.1f} s" if event.delay_s >= _SOON_S else "at once"
+            return f"{event.model}: restarting {when}"
         case SteppedDown():
             return (
                 f"{event.model}: stepped down, fallback {event.step} of {event.n_steps}:"

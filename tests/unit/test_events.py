@@ -48,6 +48,7 @@ from kvsup.events import Event, describe
             "m: request 9f2c is not tried again: two processes died under it",
         ),
         (events.Restarting("m", 1.25), "m: restarting in 1.2 s"),
+        (events.Restarting("m", 0.0), "m: restarting at once"),
         (
             events.GaveUp("m", "no such file"),
             "m: given up: no such file; edit its file or run kvsup reset m",
