@@ -131,7 +131,8 @@ def decide(
 
     One that had been ready for ``min_uptime_s``, or that served when it was ended from outside,
     starts again at once. Else the wait doubles with each such death in the window, from
-    ``min_delay_s`` up to ``max_delay_s``. What came from outside never makes a model be given up.
+    ``min_delay_s`` up to ``max_delay_s``. What came from outside never makes a model be given up,
+    and before a load that served it does not count.
 
     Args:
         config: the model's ``[restart]``.
@@ -148,11 +149,14 @@ def decide(
     own = [death for death in recent if not death.cause.is_from_outside]
     if len(own) >= config.max_deaths and not last.cause.is_from_outside:
         return GiveUp(f"died {len(own)} times in {config.window_s:g} s, last: {last.describe()}")
-    quick = 0
+    quick, has_served = 0, False
     for death in reversed(recent):
         if death.ready_for_s >= config.min_uptime_s:
             break
-        quick += not _is_blameless(death)
+        if _is_blameless(death):
+            has_served = True
+        elif not (has_served and death.cause.is_from_outside):
+            quick += 1
     if last.ready_for_s >= config.min_uptime_s or _is_blameless(last):
         return Retry(now_s)
     doublings = min(max(0, quick - 1), _MAX_DOUBLINGS)

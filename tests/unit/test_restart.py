@@ -185,6 +185,15 @@ def test_decide_does_not_count_kills_between_crashes() -> None:
     assert decide(config, deaths, now_s=20.0, jitter=1.0) == Retry(22.0)
 
 
+def test_decide_forgets_kills_in_loads_once_it_has_served() -> None:
+    """Someone who kills at any moment hits some loads; that says nothing against the next one."""
+    now_and_then = [
+        death(float(n), cause=ExitCause.KILLED, ready_for_s=float(n % 2)) for n in range(1, 21)
+    ]
+
+    assert decide(MANY, now_and_then, now_s=20.0, jitter=1.0) == Retry(21.0)
+
+
 def test_a_request_is_never_blamed_for_what_came_from_outside() -> None:
     """Nor for what lies in the load."""
     blamed = {cause for cause in ExitCause if cause.may_be_a_requests}
