@@ -75,7 +75,9 @@ class Survival:
         docket.starts(self._case, upstream)
         try:
             yield
-        except UpstreamError:
+        except UpstreamError as error:
+            if isinstance(error, NotListening):  # it never ran there
+                docket.ends(self._case, upstream)
             raise
         except BaseException:
             docket.ends(self._case, upstream)

@@ -76,6 +76,8 @@ class Docket:
     def close(self, case: Case) -> None:
         """Be done with a request."""
         self._cases.remove(case)
+        for upstream in list(self._running):
+            self.ends(case, upstream)
         self.clear(case)
 
     async def turn(self, case: Case) -> None:
@@ -93,6 +95,8 @@ class Docket:
         """Note that it does not run there any more, and did not die with it."""
         if case in (cases := self._running.get(upstream, [])):
             cases.remove(case)
+            if not cases:
+                del self._running[upstream]
 
     def clear(self, case: Case) -> None:
         """End the suspicion: it has come further than it was when its process died."""

@@ -185,9 +185,9 @@ class Instance:
             wait_s = self.plan.model.restart_wait_s or math.inf
             until_s = max(waits_since_s, self._down_since_s) + wait_s
             if (now_s := time.monotonic()) >= until_s:
+                last = f"; last: {self._deaths[-1].describe()}" if self._deaths else ""
                 raise InstanceError(
-                    f"{self.plan.name} did not come back within {wait_s:g} s (restart_wait); last:"
-                    f" {self._deaths[-1].describe()}"
+                    f"{self.plan.name} did not come back within {wait_s:g} s (restart_wait){last}"
                 )
             with anyio.move_on_after(until_s - now_s):
                 await self._news.wait()
@@ -207,7 +207,7 @@ class Instance:
 
     def prepare(self) -> None:
         """Take back an earlier ``stop``; called in the same step that grants a lease and starts."""
-        self._stop_why, self._drain_until_s = None, math.inf
+        self._stop_why, self._drain_until_s, self._down_since_s = None, math.inf, math.inf
 
     def stop(self, why: str, *, drain_s: float = math.inf, room_for: str | None = None) -> None:
         """Ask it to stop once its leases are gone, at the latest in ``drain_s`` seconds.
@@ -232,7 +232,7 @@ class Instance:
         self.descent.reset()
         self.docket.forget()
         if self.state is State.FAILED:
-            self.failure = None
+            self.failure, self._stop_why = None, "it was reset"
             self._enter(State.STOPPED)
 
     def notify(self) -> None:

@@ -1,5 +1,8 @@
 """Which request a llama-server died of."""
 
+import gc
+import weakref
+
 import anyio
 import pytest
 
@@ -116,7 +119,24 @@ async def test_a_request_that_had_ended_is_no_suspect() -> None:
     docket.ends(done, upstream)
     docket.close(gone)
 
-    assert docket.running(upstream) == ["b", "c"]
+    assert docket.running(upstream) == ["c"]
     docket.died(upstream, crash())
 
     assert [bool(case.deaths) for case in (done, gone, runs)] == [False, False, True]
+
+
+async def test_a_closed_case_leaves_nothing_behind() -> None:
+    """Not even where its connection broke and the process lives on, or was stopped as asked."""
+    docket, upstream = Docket("m"), Upstream("/nowhere")
+    case, other = docket.open("a"), docket.open("b")
+    docket.starts(case, upstream)
+    docket.starts(other, upstream)
+
+    docket.close(case)
+    assert docket.running(upstream) == ["b"]
+
+    left = weakref.ref(upstream)
+    docket.close(other)
+    del upstream
+    gc.collect()
+    assert left() is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from kvsup.errors import InstanceFailed, UpstreamError
+from kvsup.errors import InstanceError, InstanceFailed, UpstreamError
 from kvsup.lifecycle import State
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.paths import made
@@ -311,6 +311,52 @@ async def test_reset_ends_failed_and_the_next_run_starts_afresh(folder: Folder) 
             assert isinstance(await instance.ready(), Upstream)
             instance.stop("the test is over")
     assert n_starts(script) == 2
+
+
+async def test_ready_tells_whoever_waited_through_a_reset(folder: Folder) -> None:
+    """Nobody starts it for a request that was granted before: it must not wait for ever."""
+    scripted(folder, [["exit", 1]], LOAD, rest='[restart]\npolicy = "never"')
+    async with owned(folder.plan("a")) as instance:
+        await reach(instance, State.FAILED)
+    instance.reset()
+
+    with pytest.raises(InstanceError, match="was stopped: it was reset"):
+        await instance.ready()
+
+
+async def test_ready_says_so_when_nothing_is_left_of_the_deaths(folder: Folder) -> None:
+    """They are forgotten by a reset, or were a request's own."""
+    rest = 'restart_wait = "200ms"\n[restart]\nmin_delay = "1m"'
+    scripted(folder, [["exit", 1]], LOAD, rest=rest)
+    async with owned(folder.plan("a")) as instance:
+        await reach(instance, State.BACKOFF)
+        instance.reset()
+
+        with pytest.raises(InstanceError, match=r"within 0.2 s \(restart_wait\)$"):
+            await instance.ready()
+
+
+async def test_a_fresh_load_is_not_measured_by_an_old_death(folder: Folder) -> None:
+    """``restart_wait`` is for what died under its requests, not for a cold load later."""
+    gate = make_gate(folder.path / "gate")
+    slow: Steps = (["listen"], ["wait", str(gate)], ["ready"])
+    rest = 'restart_wait = "200ms"\n[restart]\nmin_delay = "1m"'
+    scripted(folder, [["exit", 1]], slow, rest=rest)
+    async with owned(folder.plan("a")) as instance:
+        await reach(instance, State.BACKOFF)
+        instance.stop("idle")
+        await reach(instance, State.STOPPED)
+
+        async with anyio.create_task_group() as tasks:
+            instance.prepare()
+            tasks.start_soon(instance.run)
+            with anyio.move_on_after(0.5) as waited:
+                await instance.ready()
+            assert waited.cancelled_caught
+
+            await anyio.to_thread.run_sync(open_gate, gate)
+            assert isinstance(await instance.ready(), Upstream)
+            instance.stop("the test is over")
 
 
 async def test_ready_that_is_cancelled_leaves_the_load_alone(folder: Folder) -> None:
