@@ -11,6 +11,8 @@ from kvsup.restart import Exit, ExitCause
 LOOKED_AT_LINES = 12
 _LAST_LINES = 3
 _WARMING_UP = "warming up the model"
+_TOLD_TWICE = "Received second interrupt"
+"""What it says before it exits with 1, told to end once more (server.cpp, b10435, b11434)."""
 
 
 _SENT_BY_OTHERS = frozenset(
@@ -39,7 +41,8 @@ def explained(
     if code == -signal.SIGKILL and oom_kill:
         return replace(end, cause=ExitCause.KERNEL_OOM, detail=oom_kill)
     # A llama-server that served ends with 0 when it is told to.
-    if code in _SENT_BY_OTHERS or (code == 0 and end.ready_for_s):
+    is_told_twice = code == 1 and any(_TOLD_TWICE in line for line in tail)
+    if code in _SENT_BY_OTHERS or is_told_twice or (code == 0 and end.ready_for_s):
         return replace(end, cause=ExitCause.KILLED)
     if end.ready_for_s:
         failure = _out_of_memory(tail)

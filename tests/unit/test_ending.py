@@ -45,6 +45,14 @@ def test_exit_code_0_in_service_is_what_sigterm_makes() -> None:
     assert explained(end(0, ready_for_s=0), None, ("bye",)).cause is ExitCause.ENDED
 
 
+def test_who_is_told_to_end_twice_exits_with_1_and_is_still_ended_from_outside() -> None:
+    """No request is to blame for an impatient operator."""
+    tail = ("srv  operator(): cleaning up", "Received second interrupt, terminating immediately.")
+
+    assert explained(end(1), None, tail).cause is ExitCause.KILLED
+    assert explained(end(1), None, tail[:1]).cause is ExitCause.ENDED
+
+
 def test_what_the_log_told_of_a_load_says_more_than_its_exit_code() -> None:
     """Once it served, the log of its load says nothing."""
     failure = LoadFailure(ExitCause.NOT_A_MODEL, "bad magic")
