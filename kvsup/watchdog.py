@@ -63,6 +63,8 @@ class Verdict:
 
     standing: Standing
     reason: str = ""
+    is_from_outside: bool = False
+    """Someone told it to end, or took its socket away: neither a request nor the model did."""
 
     @property
     def is_final(self) -> bool:
@@ -201,7 +203,7 @@ def verdict(limits: Limits, silence: Silence) -> Verdict:  # noqa: PLR0911 - one
             f" answer was awaited{asked}",
         )
     if silence.n_refused >= MAX_REFUSED:
-        return Verdict(Standing.HUNG, "nobody listens on its socket")
+        return Verdict(Standing.HUNG, "nobody listens on its socket", is_from_outside=True)
     if silence.deaf_s >= limits.stall_s:
         return Verdict(Standing.HUNG, f"/health has failed for {silence.deaf_s:.0f} s{asked}")
     if last.state == _STOPPED:

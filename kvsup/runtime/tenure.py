@@ -144,7 +144,8 @@ class Tenure:
         else:
             farewell = EXIT_LINE if self.watch.speaks_child_mode else None
             await self.child.stop(farewell=farewell, grace_s=_HUNG_GRACE_S)
-            end = await self.kill(ExitCause.HUNG, ready_for_s=ready_for_s)
+            cause = ExitCause.KILLED if verdict.is_from_outside else ExitCause.HUNG
+            end = await self.kill(cause, ready_for_s=ready_for_s)
         return replace(end, detail=verdict.reason)
 
     async def stop(self, *, was_ready: bool, grace_s: float) -> bool:

@@ -202,6 +202,24 @@ async def test_socket_that_was_removed_is_found_while_nobody_asks(folder: Folder
         again = await instance.ready()
 
         assert found.reason == "nobody listens on its socket"
+        assert causes(told) == ["KILLED"]
+        assert (await again.fetch("GET", "/health"))[0] == 200
+
+
+async def test_one_that_was_told_to_end_while_idle_is_replaced_and_nobody_blamed(
+    folder: Folder,
+) -> None:
+    """b11434 takes its socket away and lives on: a thread of it waits for its standard input."""
+    folder.write(a=WATCHFUL + "[restart]\nmax_deaths = 1\nmin_delay = 60")
+
+    async with watched(folder) as (instance, told):
+        upstream = await instance.ready()
+        os.kill(pid_of(instance), signal.SIGTERM)
+
+        await until(lambda: upstream.end)
+        again = await instance.ready()
+
+        assert causes(told) == ["KILLED"]
         assert (await again.fetch("GET", "/health"))[0] == 200
 
 
