@@ -21,7 +21,7 @@ LATE_S = 1.0
 """A probe that comes so late tells that kvsup or the machine was held up: all starts anew."""
 
 MAX_REFUSED = 3
-"""Refusals one after the other after which nobody listens, while no answer is awaited."""
+"""Refusals one after the other after which nobody listens; one that still computes is let end."""
 
 SLOWEST_S_PER_TOKEN = 1.0
 """A batch may be silent so long for each of its tokens; between two batches there is a sign."""
@@ -151,7 +151,7 @@ class Silence:
     deaf_s: float = 0.0
     """``/health`` failing, with no answer awaited."""
     n_refused: int = 0
-    """Of those failures, the refusals since the last good answer."""
+    """Refusals since the last sign or good answer."""
 
 
 def listen(past: Silence | None, probe: Probe) -> Silence:
@@ -173,7 +173,7 @@ def listen(past: Silence | None, probe: Probe) -> Silence:
     is_well = moves or probe.health is Answer.OK
     is_unwell = last.health in _UNWELL and probe.health in _UNWELL and not probe.awaited_s
     deaf_s = past.deaf_s + (spent_s if is_unwell and not is_stopped else 0.0)
-    is_refused = probe.health is Answer.REFUSED and not probe.awaited_s
+    is_refused = probe.health is Answer.REFUSED
     return Silence(
         last=probe,
         still_s=0.0 if moves else past.still_s + awaited_s,
@@ -190,6 +190,8 @@ def verdict(limits: Limits, silence: Silence) -> Verdict:  # noqa: PLR0911 - one
     asked = "" if last.health is Answer.NOT_ASKED else f"; /health: {last.health.value}"
     if silence.stopped_s >= limits.stall_s:
         return Verdict(Standing.FROZEN, f"stopped by a signal for {silence.stopped_s:.0f} s")
+    if silence.n_refused >= MAX_REFUSED:
+        return Verdict(Standing.HUNG, "nobody listens on its socket", is_from_outside=True)
     if silence.still_s >= limits.stall_s:
         return Verdict(
             Standing.HUNG,
@@ -202,8 +204,6 @@ def verdict(limits: Limits, silence: Silence) -> Verdict:  # noqa: PLR0911 - one
             f"it is busy, but gave no token and no line in {silence.mute_s:.0f} s in which an"
             f" answer was awaited{asked}",
         )
-    if silence.n_refused >= MAX_REFUSED:
-        return Verdict(Standing.HUNG, "nobody listens on its socket", is_from_outside=True)
     if silence.deaf_s >= limits.stall_s:
         return Verdict(Standing.HUNG, f"/health has failed for {silence.deaf_s:.0f} s{asked}")
     if last.state == _STOPPED:

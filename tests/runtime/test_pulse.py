@@ -206,6 +206,22 @@ async def test_socket_that_was_removed_is_found_while_nobody_asks(folder: Folder
         assert (await again.fetch("GET", "/health"))[0] == 200
 
 
+async def test_one_that_was_told_to_end_under_a_stream_does_not_hold_it_for_the_stall(
+    folder: Folder,
+) -> None:
+    """b11434 ends its loop, and waits for its connections, which wait for its loop."""
+    folder.write(a='[watchdog]\ninterval = "100ms"\nstall = "10m"\n')
+
+    async with watched(folder) as (instance, told), anyio.create_task_group() as tasks:
+        upstream = await instance.ready()
+        tasks.start_soon(broken, upstream)
+        await until(lambda: upstream.n_reads > 3)
+        os.kill(pid_of(instance), signal.SIGTERM)
+
+        await until(lambda: upstream.end)
+        assert causes(told) == ["KILLED"]
+
+
 async def test_one_that_was_told_to_end_while_idle_is_replaced_and_nobody_blamed(
     folder: Folder,
 ) -> None:
