@@ -5,7 +5,6 @@ only while nothing is awaited or nothing moves; ``/slots`` and ``/metrics`` neve
 clients that left from llama-server, and wakes one that sleeps.
 """
 
-import errno
 import math
 import time
 from collections import deque
@@ -35,7 +34,6 @@ HEALTH_TIMEOUT_S = 2.0
 _KEPT_PROBES = 30
 """The last looks, told with a verdict."""
 
-_REFUSALS = frozenset({errno.ECONNREFUSED, errno.ENOENT})
 _LETTERS = {
     psutil.STATUS_RUNNING: "R",
     psutil.STATUS_DISK_SLEEP: "D",
@@ -201,12 +199,10 @@ class Pulse:
         with anyio.move_on_after(HEALTH_TIMEOUT_S):
             try:
                 status, _ = await self._health.fetch("GET", "/health")
-            except NotListening as error:
-                cause = error.__cause__
-                is_refusal = isinstance(cause, OSError) and cause.errno in _REFUSALS
-                return Answer.REFUSED if is_refusal else Answer.NOT_ASKED
-            except UpstreamError:
-                return Answer.ERROR
+            except NotListening:
+                return Answer.REFUSED
+            except UpstreamError as error:
+                return Answer.NOT_ASKED if isinstance(error.__cause__, OSError) else Answer.ERROR
             return Answer.OK if parse_health(status) is Health.READY else Answer.ERROR
         return Answer.TIMED_OUT
 

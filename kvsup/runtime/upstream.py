@@ -20,6 +20,8 @@ from kvsup.restart import Exit
 HIGH_WATER_BYTES = 256 << 10
 """Unread bytes of one response after which reading from llama-server pauses."""
 
+_REFUSALS = (ConnectionRefusedError, FileNotFoundError)
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -172,14 +174,16 @@ class Upstream:
 
         Raises:
             NotListening: nobody takes the connection.
-            UpstreamError: it broke before the head.
+            UpstreamError: it broke before the head, or this process has no file left.
         """
         try:
             _, response = await asyncio.get_running_loop().create_unix_connection(
                 lambda: Response(self, is_of_the_loop=is_of_the_loop(target)), self.socket
             )
-        except OSError as error:
+        except _REFUSALS as error:
             raise NotListening(f"llama-server does not listen on {self.socket}: {error}") from error
+        except OSError as error:  # out of files, for one: it says nothing of llama-server
+            raise UpstreamError(f"cannot connect to {self.socket}: {error}") from error
         self._open.add(response)
         try:
             assert response.transport is not None  # noqa: S101 - connection_made has run

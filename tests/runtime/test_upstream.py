@@ -1,6 +1,7 @@
 """The streaming client against servers that send exactly what a test says, and nothing else."""
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kvsup.errors import UpstreamError
+from kvsup.errors import NotListening, UpstreamError
 from kvsup.runtime.upstream import HIGH_WATER_BYTES, Response, Upstream
 from tests.runtime.supervised import until
 
@@ -112,6 +113,21 @@ async def test_stream_to_nobody_raises_upstream_error() -> None:
     """A socket that nobody listens on is told as the upstream's fault, with its path."""
     with pytest.raises(UpstreamError, match=r"does not listen on /nonexistent/s\.sock"):
         await Upstream("/nonexistent/s.sock").fetch("GET", "/")
+
+
+async def test_want_of_files_is_not_told_as_nobody_listening() -> None:
+    """Who does not listen is ended; one that kvsup cannot reach for its own sake is not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving(sending(WHOLE)) as upstream:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(UpstreamError, match="cannot connect") as error:
+                await upstream.fetch("GET", "/")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert not isinstance(error.value, NotListening)
+        assert (await upstream.fetch("GET", "/"))[0] == 200
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 20, len(CHUNKED) - 1])
