@@ -117,6 +117,7 @@ class Supervisor:
             store=store,
             chronicle=self._chronicle,
             keys=lambda: self._configuration.keys,
+            state_dir=self._configuration.state_dir,
         )
         max_files = files.raise_limit()
         server = _Server(

@@ -8,7 +8,7 @@ from msgspec import UNSET
 from kvsup.anthropic.chat import CHAT, COUNT, Block, Request, chat_request, decode_request
 from kvsup.anthropic.messages import MessageFold, MessageStream
 from kvsup.errors import RequestError
-from kvsup.mending import Fault, Instead, MalformedError, Mend, Prepared, WholeMend, read
+from kvsup.mending import Fault, Instead, MalformedError, Prepared, WholeMend, read
 
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "tool_use": ("id", "name"),
@@ -37,12 +37,12 @@ def prepare(path: str, body: bytes) -> Prepared:
     chat = msgspec.json.encode(chat_request(request))
     if not is_message:
         return Prepared(make_mend=lambda _n_ctx: WholeMend(_counted), instead=Instead(COUNT, chat))
-
-    def make_mend(_n_ctx: int) -> Mend:
-        kind = MessageStream if request.stream else MessageFold
-        return kind(request.model or "", request.stop_sequences or ())
-
-    return Prepared(make_mend=make_mend, instead=Instead(CHAT, chat, is_folded=not request.stream))
+    kind = MessageStream if request.stream else MessageFold
+    model, stops = request.model or "", request.stop_sequences or ()
+    return Prepared(
+        make_mend=lambda _n_ctx: kind(model, stops),
+        instead=Instead(CHAT, chat, is_folded=not request.stream),
+    )
 
 
 def _read(body: bytes) -> Request:

@@ -73,6 +73,7 @@ def create_app(
     store: Store,
     chronicle: Chronicle,
     keys: Callable[[], KeyRing | None],
+    state_dir: Path,
 ) -> ASGIApp:
     """Return the ASGI application that serves ``fleet``.
 
@@ -82,12 +83,15 @@ def create_app(
         store: what the catalogue's changes write to.
         chronicle: what happened to the models.
         keys: returns the API keys as they are now, None where none is asked for.
+        state_dir: where large bodies lie while they may be needed again.
 
     Raises:
         ValueError: an entry of ``origins`` is malformed.
     """
     most_bytes = host.max_bodies_memory_bytes or 4 * host.max_body_bytes
-    room = BodyRoom(max_body_bytes=host.max_body_bytes, max_bodies_bytes=most_bytes)
+    room = BodyRoom(
+        max_body_bytes=host.max_body_bytes, max_bodies_bytes=most_bytes, folder=state_dir
+    )
     routes = _routes(fleet, store, chronicle, room=room, images=Images(host.image_hosts))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
     app.router.redirect_slashes = False

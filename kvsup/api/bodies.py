@@ -1,8 +1,9 @@
-"""Reading the body of a request: one within its bound, all together within theirs."""
+"""Reading the body of a request, and keeping it: one within its bound, all within theirs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from starlette.types import Receive
 from kvsup.api.contentcoding import TooLarge, decoded
 from kvsup.api.jsonlimits import FEW_BYTES, check_json
 from kvsup.errors import CapacityError
+from kvsup.runtime.keeping import Keeping, Kept
 from kvsup.units import format_bytes
 
 
@@ -19,10 +21,14 @@ class BodiesFull(CapacityError):  # noqa: N818 - it says what is
 
 
 class BodyRoom:
-    """How much memory bodies take: each from its first byte until its request has ended."""
+    """How much memory bodies take: each from its first byte until its request has ended.
 
-    def __init__(self, *, max_body_bytes: int, max_bodies_bytes: int) -> None:
+    One that lies in a file of ``folder`` takes none.
+    """
+
+    def __init__(self, *, max_body_bytes: int, max_bodies_bytes: int, folder: Path) -> None:
         self.max_body_bytes = max_body_bytes
+        self.keeping = Keeping(folder)
         self._max_bodies_bytes = max_bodies_bytes
         self.held_bytes = 0
 
@@ -33,7 +39,7 @@ class BodyRoom:
         try:
             yield share
         finally:
-            self.held_bytes -= share.n_bytes
+            share.close()
 
     def take(self, n_bytes: int) -> None:
         """Count bytes in.
@@ -55,12 +61,36 @@ class Share:
 
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
-        self.n_bytes = 0
+        self._n_bytes = 0
+        self._kept: Kept | None = None
 
     def grow(self, n_bytes: int) -> None:
         """Count bytes in; raises as ``BodyRoom.take``."""
         self._room.take(n_bytes)
-        self.n_bytes += n_bytes
+        self._n_bytes += n_bytes
+
+    async def keep(self, body: bytes) -> Kept:
+        """Return ``body`` kept until the request ends, or another is kept in its place.
+
+        The caller holds no other: what lies on disk is counted out.
+        """
+        kept = await self._room.keeping.keep(body)
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = kept
+        if kept.is_on_disk:
+            self._give_back()
+        return kept
+
+    def close(self) -> None:
+        """Forget the body."""
+        if self._kept is not None:
+            self._kept.close()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._room.held_bytes -= self._n_bytes
+        self._n_bytes = 0
 
     async def read(self, request: Request, receive: Receive) -> bytes:
         """Return the body of ``request``, decoded and checked.

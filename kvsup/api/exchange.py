@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from kvsup.api.auth import PRIORITY
-from kvsup.api.bodies import BodiesFull, BodyRoom
+from kvsup.api.bodies import BodiesFull, BodyRoom, Share
 from kvsup.api.errors import OLLAMA, ErrorShape, status_of
 from kvsup.api.naming import explained
 from kvsup.errors import EngineError, KvsupError, RequestError
+from kvsup.runtime.keeping import Kept
 from kvsup.runtime.queue import Queued
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,22 @@ SSE_HEADERS: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-b
 class Exchange:
     """A request whose body has been read, and the answer to it."""
 
-    def __init__(self, request: Request, body: bytes, send: Send) -> None:
+    def __init__(self, request: Request, send: Send, share: Share) -> None:
         self.request = request
-        self.body = body
+        self.body = b""
         self.is_started = False
         self.queued = Queued(0, 0.0)
         self._notes: list[Header] = []
         self._send = send
+        self._share = share
+
+    async def keep(self, body: bytes) -> Kept:
+        """Return ``body`` kept for as long as the request may be run again; forget its own.
+
+        Only the last one that is kept can be read.
+        """
+        self.body = b""
+        return await self._share.keep(body)
 
     def note(self, text: str) -> None:
         """Tell the client, in a header, what of its request is not as it asked."""
@@ -126,8 +136,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        exchange = Exchange(Request(scope), b"", send)
         with self._room.share() as share:
+            exchange = Exchange(Request(scope), send, share)
             try:
                 exchange.body = await share.read(exchange.request, receive)
             except (RequestError, BodiesFull) as error:

@@ -1,11 +1,12 @@
 """``/api/chat`` and ``/api/generate``: check, lease, build the prompt, relay."""
 
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from kvsup.api.exchange import Exchange
-from kvsup.api.jobs import ChatJob, GenerateJob
+from kvsup.api.jobs import ChatJob, GenerateJob, KeptCall
 from kvsup.api.naming import check_grammar
 from kvsup.api.relay import leased, relay
 from kvsup.errors import EngineError, RequestError, UpstreamError
@@ -30,50 +31,59 @@ class GenerationHandlers:
 
     async def chat(self, exchange: Exchange) -> None:
         """Answer ``POST /api/chat``."""
-        request = decode_chat(exchange.body)
-        if not request.model:
-            raise RequestError("model is required")
-        await self._serve(exchange, ChatJob(request))
+        await self._serve(exchange, _chat_job)
 
     async def generate(self, exchange: Exchange) -> None:
         """Answer ``POST /api/generate``."""
-        await self._serve(exchange, GenerateJob(decode_generate(exchange.body)))
+        await self._serve(exchange, _generate_job)
 
-    async def _serve(self, exchange: Exchange, job: ChatJob | GenerateJob) -> None:
-        """Unload or load the model, or relay an answer, as the request asks."""
+    async def _serve(
+        self, exchange: Exchange, make_job: Callable[[bytes], ChatJob | GenerateJob]
+    ) -> None:
+        """Unload or load the model, or relay an answer, as the request asks.
+
+        Hold nothing large here but ``job``, which forgets it: this waits in the queue, and while
+        the answer streams.
+        """
         started_ns = time.monotonic_ns()
-        request = job.request
-        check_grammar(request.model)
-        plan = self._fleet.instance(request.model).plan
-        if request.is_unload:
-            self._fleet.unload(request.model, "asked by a client")
+        job = make_job(exchange.body)
+        check_grammar(job.request.model)
+        plan = self._fleet.instance(job.request.model).plan
+        if job.request.is_unload:
+            self._fleet.unload(job.request.model, "asked by a client")
             await exchange.answer(job.bare(done=True, done_reason="unload"))
             return
         job.check(plan)
-        asked = Asked(**load_time_options(request.options))
+        is_load_only, is_render_only = job.request.is_load_only, job.request.debug_render_only
+        asked = Asked(**load_time_options(job.request.options))
+        body = await exchange.keep(exchange.body)
+        if body.is_on_disk:
+            job.forget()
         async with leased(
             exchange,
             self._fleet,
-            request.model,
+            job.request.model,
             asked=asked,
-            keep_alive_s=request.keep_alive_s,
-            slots=0 if request.is_load_only or request.debug_render_only else 1,
+            keep_alive_s=job.request.keep_alive_s,
+            slots=0 if is_load_only or is_render_only else 1,
         ) as instance:
             load_ns = time.monotonic_ns() - started_ns
-            if request.is_load_only:
+            if is_load_only:
                 await exchange.answer(job.bare(done=True, done_reason="load"))
                 return
-            call = await job.call(instance)
-            if request.debug_render_only:
-                await exchange.answer(await job.rendered(instance, call))
+            if body.is_on_disk:
+                job = make_job(await body.read())
+                job.check(plan)
+            if is_render_only:
+                await exchange.answer(await job.rendered(instance, await job.call(instance)))
                 return
 
-            async def post(call: LlamaCall) -> None:
+            async def post(call: KeptCall) -> None:
                 await relay(
                     exchange,
                     instance,
                     path=call.path,
-                    body=msgspec.json.encode(call.body),
+                    body=call.body,
                     make_answer=lambda _response: job.answer(
                         instance,
                         call,
@@ -83,6 +93,8 @@ class GenerationHandlers:
                     ),
                 )
 
+            call = await _kept(exchange, await job.call(instance))
+            job.forget()
             try:
                 try:
                     await post(call)
@@ -93,13 +105,28 @@ class GenerationHandlers:
                 raise UpstreamError(f"{text}: {error}") from error
 
 
+def _generate_job(body: bytes) -> GenerateJob:
+    return GenerateJob(decode_generate(body))
+
+
+def _chat_job(body: bytes) -> ChatJob:
+    request = decode_chat(body)
+    if not request.model:
+        raise RequestError("model is required")
+    return ChatJob(request)
+
+
+async def _kept(exchange: Exchange, call: LlamaCall) -> KeptCall:
+    return KeptCall(call.path, await exchange.keep(msgspec.json.encode(call.body)))
+
+
 async def _shorter(
     exchange: Exchange,
     instance: Instance,
     job: ChatJob | GenerateJob,
-    call: LlamaCall,
+    call: KeptCall,
     error: EngineError,
-) -> LlamaCall:
+) -> KeptCall:
     """Return what is left of a call whose prompt does not fit; raise any other ``error``."""
     is_too_long = error.body is not None and exceeds_context(error.body)
     shorter = await job.shorter(instance, call) if is_too_long else None
@@ -107,4 +134,4 @@ async def _shorter(
         raise error
     n_ctx = instance.plan.model.num_ctx
     exchange.note(f"the prompt did not fit num_ctx {n_ctx}; a part of it was left out")
-    return shorter
+    return await _kept(exchange, shorter)

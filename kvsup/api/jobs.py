@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
@@ -23,10 +24,23 @@ from kvsup.ollama.to_llama import CHAT_PATH, COMPLETION_PATH, LlamaCall
 from kvsup.ollama.truncation import TOO_LONG, cut_tokens
 from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.keeping import Kept
 from kvsup.runtime.queue import Queued
 
 R = TypeVar("R", ChatRequest, GenerateRequest)
 Replies = ChatReplies | GenerateReplies
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCall:
+    """A call that is posted, whose body is kept."""
+
+    path: str
+    body: Kept
+
+    async def read(self) -> LlamaCall:
+        """Return it whole; raises as ``Kept.read``."""
+        return LlamaCall(self.path, msgspec.json.decode(await self.body.read()))
 
 
 class OllamaAnswer:
@@ -99,12 +113,16 @@ class Job(Generic[R]):
         """Return what to post to the leased ``instance``."""
         raise NotImplementedError
 
-    async def shorter(self, instance: Instance, call: LlamaCall) -> LlamaCall | None:
+    def forget(self) -> None:
+        """Let go of what only ``call`` needs and may be large; the posted body holds it all."""
+        self._call = None
+
+    async def shorter(self, instance: Instance, call: KeptCall) -> LlamaCall | None:
         """Return ``call`` with a prompt that fits, or None where that is not wanted or possible."""
         raise NotImplementedError
 
-    def replies(self, call: LlamaCall) -> Replies:
-        """Return what writes the answer to ``call``."""
+    def replies(self, path: str) -> Replies:
+        """Return what writes the answer to a call at ``path``."""
         raise NotImplementedError
 
     @property
@@ -112,7 +130,7 @@ class Job(Generic[R]):
         """Return how many images the request has."""
         raise NotImplementedError
 
-    async def context(self, instance: Instance, call: LlamaCall, text: str) -> Sequence[int]:  # noqa: ARG002 - a chat has none
+    async def context(self, instance: Instance, call: KeptCall, text: str) -> Sequence[int]:  # noqa: ARG002 - a chat has none
         """Return the tokens from which a later request can go on, after the answer ``text``."""
         return ()
 
@@ -130,14 +148,14 @@ class Job(Generic[R]):
     def answer(
         self,
         instance: Instance,
-        call: LlamaCall,
+        call: KeptCall,
         *,
         started_ns: int,
         load_ns: int,
         queued: Queued,
     ) -> OllamaAnswer:
         """Return what turns llama-server's answer to ``call`` into Ollama's."""
-        replies = self.replies(call)
+        replies = self.replies(call.path)
         if queued.position:
             replies.beside = {"queue_position": queued.position, "queued_ms": queued.waited_ms}
         return OllamaAnswer(
@@ -172,13 +190,19 @@ class ChatJob(Job[ChatRequest]):
             num_ctx=model.num_ctx,
         )
 
-    async def shorter(self, instance: Instance, call: LlamaCall) -> LlamaCall | None:
+    def forget(self) -> None:
+        """Let go of the messages."""
+        super().forget()
+        self.request = msgspec.structs.replace(self.request, messages=())
+
+    async def shorter(self, instance: Instance, call: KeptCall) -> LlamaCall | None:
         """Leave out the oldest messages."""
         if not self.request.truncate:
             return None
-        return await prompting.shortened(instance, call, n_ctx=instance.plan.model.num_ctx)
+        n_ctx = instance.plan.model.num_ctx
+        return await prompting.shortened(instance, await call.read(), n_ctx=n_ctx)
 
-    def replies(self, call: LlamaCall) -> Replies:  # noqa: ARG002 - all go one way
+    def replies(self, path: str) -> Replies:  # noqa: ARG002 - all go one way
         """Return what writes a chat."""
         return ChatReplies(self.request.model, top_logprobs=self.request.top_logprobs)
 
@@ -231,10 +255,16 @@ class GenerateJob(Job[GenerateRequest]):
         marker = await prompting.media_marker(instance)
         return self._completion(to_llama.with_media(prompt, request.images, marker=marker), model)
 
-    async def shorter(self, instance: Instance, call: LlamaCall) -> LlamaCall | None:
+    def forget(self) -> None:
+        """Let go of the images; a text that fits a context is never large."""
+        super().forget()
+        self._has_images = bool(self.request.images)
+        self.request = msgspec.structs.replace(self.request, images=())
+
+    async def shorter(self, instance: Instance, call: KeptCall) -> LlamaCall | None:
         """Keep the first tokens and the last ones."""
         request = self.request
-        if not request.truncate or request.images:
+        if not request.truncate or self._has_images:
             return None
         if request.shift is False:
             raise RequestError(TOO_LONG)
@@ -243,28 +273,29 @@ class GenerateJob(Job[GenerateRequest]):
             room = model.num_ctx // 2
             around = await prompting.fill_in(instance, request.prompt, request.suffix, room=room)
             return self._completion(around, model)
-        self._prompt = await prompt_of(instance, call)
+        posted = await call.read()
+        self._prompt = await prompt_of(instance, posted)
         tokens = await prompting.tokenize(instance, self._prompt, add_special=True)
         kept = cut_tokens(
             tokens,
             n_ctx=model.num_ctx,
-            n_keep=int(call.body.get("n_keep", 0)),  # type: ignore[call-overload]  # options are typed
+            n_keep=int(posted.body.get("n_keep", 0)),  # type: ignore[call-overload]  # options are typed
         )
         return self._completion(kept, model)
 
-    def replies(self, call: LlamaCall) -> Replies:
+    def replies(self, path: str) -> Replies:
         """Return what writes a text."""
         return GenerateReplies(
             self.request.model,
             top_logprobs=self.request.top_logprobs,
             keeps_text=not self.request.raw,
-            splitter=self._splitter(call),
+            splitter=self._splitter(path),
         )
 
-    def _splitter(self, call: LlamaCall) -> ThoughtSplitter | None:
+    def _splitter(self, path: str) -> ThoughtSplitter | None:
         """Return what parts thoughts from the text, where llama-server does not."""
         request = self.request
-        if not request.think or request.raw or call.path != COMPLETION_PATH:
+        if not request.think or request.raw or path != COMPLETION_PATH:
             return None
         tags = self._template.thinking_tags if self._template is not None else ("", "")
         opening, closing = tags if all(tags) else (OPENING, CLOSING)
@@ -275,13 +306,13 @@ class GenerateJob(Job[GenerateRequest]):
         """Return how many images the prompt has."""
         return len(self.request.images)
 
-    async def context(self, instance: Instance, call: LlamaCall, text: str) -> Sequence[int]:
+    async def context(self, instance: Instance, call: KeptCall, text: str) -> Sequence[int]:
         """Return the tokens of prompt and answer; none if raw, or if they cannot be asked for."""
         if self.request.raw or self.request.suffix:
             return ()
         try:
-            whole = await prompt_of(instance, call) + text
-            if self.request.images:  # the process's own word for them would be none in the next
+            whole = await prompt_of(instance, await call.read()) + text
+            if self._has_images:  # the process's own word for them would be none in the next
                 whole = whole.replace(await prompting.media_marker(instance), "")
             return await prompting.tokenize(instance, whole, add_special=False)
         except KvsupError:  # the answer is there; if it is not complete, that is told anyway

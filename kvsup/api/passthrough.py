@@ -19,7 +19,7 @@ from kvsup.api.exchange import JSON, SSE, SSE_HEADERS, Exchange
 from kvsup.api.relay import copy, leased, relay
 from kvsup.api.wishes import Wishes, read_wishes
 from kvsup.errors import ModelNotFound, RequestError
-from kvsup.llama.defaults import sampling_members, with_defaults, with_system
+from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_system
 from kvsup.llama.steering import PassAnswer, Steered, steer
 from kvsup.mending import Mend, Prepared
 from kvsup.ollama import catalog
@@ -31,6 +31,7 @@ from kvsup.openai.addresses import Addressed, names_an_address
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.images import MAX_IMAGES, Images
+from kvsup.runtime.keeping import Kept
 from kvsup.runtime.upstream import Response
 
 _UPSTREAM = "/upstream/"
@@ -58,6 +59,21 @@ CANONICAL = {
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions")
 }
 """Paths that clients use whose base URL lacks ``/v1``, and which mean the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one request asks of which model, and how its answer is mended."""
+
+    path: str
+    name: str
+    wishes: Wishes
+    form_type: str
+    """Its content type if it is a form, else empty."""
+    body: Kept
+    """As ``dialect.prepare`` wants it, with its images; without the model's settings."""
+    make_mend: Callable[[int], Mend] | None
+    is_folded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,47 +149,57 @@ class PassthroughHandlers:
                 await copy(exchange, response, _Passed(response, mended), status=response.status)
 
     async def _pass(self, exchange: Exchange, dialect: Dialect) -> None:
-        path: str = exchange.request.scope["path"]
-        path = CANONICAL.get(path, path)
-        content_type = exchange.request.headers.get("content-type", "")
-        is_form = forms.is_form(content_type)
-        wishes = read_wishes(exchange.body, exchange.request.headers)
-        name = self._name(wishes.model, is_native=dialect is NATIVE_DIALECT)
-        body, prepare = exchange.body, _prepare_native if is_form else dialect.prepare
-        prepared = prepare(path, body)
-        if prepared.instead is not None:
-            path, body = prepared.instead.path, prepared.instead.body
-        plan = self._fleet.instance(name).plan
-        _check_can(path, plan, wishes)
-        if not is_form:
-            body = await self._with_images(body)
-        slots = min(wishes.n_answers, plan.model.num_parallel)
+        """Hold nothing large here: this waits in the queue, and while the answer streams."""
+        asked = await self._asked(exchange, dialect)
+        plan = self._fleet.instance(asked.name).plan
+        slots = min(asked.wishes.n_answers, plan.model.num_parallel)
         async with leased(
             exchange,
             self._fleet,
-            name,
-            asked=wishes.asked,
-            keep_alive_s=wishes.keep_alive_s,
-            slots=0 if path.endswith(_SLOTLESS) else slots,
+            asked.name,
+            asked=asked.wishes.asked,
+            keep_alive_s=asked.wishes.keep_alive_s,
+            slots=0 if asked.path.endswith(_SLOTLESS) else slots,
         ) as instance:
-            if is_form:
-                steered = _steer_form(body, content_type)
-            else:
-                body = _with_settings(path, body, instance.plan, wishes=wishes, prepared=prepared)
-                steered = steer(path, body)
+            body, make_steered = await _settled(exchange, asked, instance.plan)
             await relay(
                 exchange,
                 instance,
-                path=quote(path),
-                body=body if steered is None else steered.body,
-                content_type=content_type.encode("latin-1") if is_form else JSON,
+                path=quote(asked.path),
+                body=body,
+                content_type=asked.form_type.encode("latin-1") or JSON,
                 make_answer=lambda response: _Passed(
                     response,
-                    None if steered is None else steered.make_answer(),
-                    prepared.make_mend(instance.plan.slot_tokens) if prepared.make_mend else None,
-                    is_folded=prepared.instead is not None and prepared.instead.is_folded,
+                    None if make_steered is None else make_steered(),
+                    None if asked.make_mend is None else asked.make_mend(instance.plan.slot_tokens),
+                    is_folded=asked.is_folded,
                 ),
             )
+
+    async def _asked(self, exchange: Exchange, dialect: Dialect) -> "_Asked":
+        """Return what a request asks, checked; keep its body."""
+        path: str = exchange.request.scope["path"]
+        path = CANONICAL.get(path, path)
+        content_type = exchange.request.headers.get("content-type", "")
+        form_type = content_type if forms.is_form(content_type) else ""
+        wishes = read_wishes(exchange.body, exchange.request.headers)
+        name = self._name(wishes.model, is_native=dialect is NATIVE_DIALECT)
+        body, prepare = exchange.body, _prepare_native if form_type else dialect.prepare
+        prepared = prepare(path, body)
+        if prepared.instead is not None:
+            path, body = prepared.instead.path, prepared.instead.body
+        _check_can(path, self._fleet.instance(name).plan, wishes)
+        if not form_type:
+            body = await self._with_images(body)
+        return _Asked(
+            path,
+            name=name,
+            wishes=wishes,
+            form_type=form_type,
+            body=await exchange.keep(with_members(body, first={}, last=prepared.forced)),
+            make_mend=prepared.make_mend,
+            is_folded=prepared.instead is not None and prepared.instead.is_folded,
+        )
 
     async def _with_images(self, body: bytes) -> bytes:
         """Return ``body`` with the images in it that it names by address, if any."""
@@ -259,13 +285,26 @@ def _steer_form(body: bytes, content_type: str) -> Steered | None:
     return None if form is None else Steered(form, transcriptions.TextAnswer)
 
 
-def _with_settings(
-    path: str, body: bytes, plan: Plan, *, wishes: Wishes, prepared: Prepared
-) -> bytes:
-    """Return the body with the model's settings and what is forced."""
+async def _settled(
+    exchange: Exchange, asked: _Asked, plan: Plan
+) -> tuple[Kept, Callable[[], PassAnswer] | None]:
+    """Return the body to post, with the settings of ``plan``, and what undoes its steering."""
+    body = await asked.body.read()
+    if asked.form_type:
+        steered = _steer_form(body, asked.form_type)
+    else:
+        body = _with_settings(asked.path, body, plan, wishes=asked.wishes)
+        steered = steer(asked.path, body)
+    if steered is None:
+        return await exchange.keep(body), None
+    return await exchange.keep(steered.body), steered.make_answer
+
+
+def _with_settings(path: str, body: bytes, plan: Plan, *, wishes: Wishes) -> bytes:
+    """Return the body with the model's settings."""
     options = {**plan.model.options, **wishes.options}
     fields = given_fields(options, num_ctx=plan.model.num_ctx)
-    body = with_defaults(body, sampling_members(path, fields), last=prepared.forced)
+    body = with_defaults(body, sampling_members(path, fields))
     return body if plan.model.system is None else with_system(path, body, plan.model.system)
 
 

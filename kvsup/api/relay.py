@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from kvsup.api.exchange import JSON, SSE, Exchange, Header
-from kvsup.api.survival import Survival, surviving
+from kvsup.api.survival import Survival, fingerprint_of, surviving
 from kvsup.errors import Diverged, EngineError, UpstreamError
 from kvsup.events import Rescue
 from kvsup.fitting import Asked, unmet
@@ -24,6 +24,7 @@ from kvsup.llama.wire import error_message
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.host import n_processors
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.keeping import Kept
 from kvsup.runtime.upstream import Response, Upstream
 
 T = TypeVar("T")
@@ -80,13 +81,14 @@ async def relay(
     instance: Instance,
     *,
     path: str,
-    body: bytes,
+    body: Kept,
     make_answer: Callable[[Response], Answer],
     content_type: bytes = JSON,
 ) -> None:
     """Post ``body`` to the leased ``instance`` and send its answer to the client.
 
-    A seed is added where it has none. If the process dies, the request goes on in its successor,
+    It is read again for each attempt: a large one is not in memory while it is answered. A seed is
+    added where it has none. If the process dies, the request goes on in its successor,
     unseen by the client but for a pause, as ``resume`` of the model says.
 
     Raises:
@@ -95,16 +97,23 @@ async def relay(
         UpstreamError: it broke off and cannot go on.
         InstanceError: no process comes up.
     """
+    fingerprint, n_ends = await _known(path, body)
     passage = _Passage(
         exchange,
         path=path,
-        body=seeded(path, body, seed=new_seed()) if content_type is JSON else body,
+        body=body,
+        n_ends=n_ends,
         content_type=content_type,
         make_answer=make_answer,
         mode=instance.plan.model.resume,
     )
     await _carried(
-        instance, path, body, passage.attempt, reopen=passage.reopen, n_tokens=passage.n_tokens
+        instance,
+        path,
+        fingerprint,
+        passage.attempt,
+        reopen=passage.reopen,
+        n_tokens=passage.n_tokens,
     )
 
 
@@ -114,23 +123,33 @@ async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
     async def attempt(upstream: Upstream, _survival: Survival) -> tuple[int, bytes]:
         return await upstream.fetch("POST", path, body=body)
 
-    status, answer = await _carried(instance, path, body, attempt)
+    status, answer = await _carried(instance, path, fingerprint_of(path, body), attempt)
     if status >= 400:
         raise _engine_error(status, answer)
     return answer
 
 
+async def _known(path: str, body: Kept) -> tuple[str, int]:
+    """Return the fingerprint of a request, and how many ends its stream will have."""
+    data = await body.read()
+    return fingerprint_of(path, data), n_answers(path, data)
+
+
+async def _always(_error: UpstreamError) -> bool:
+    return True
+
+
 async def _carried(
     instance: Instance,
     path: str,
-    body: bytes,
+    fingerprint: str,
     attempt: Callable[[Upstream, Survival], Awaitable[T]],
     *,
-    reopen: Callable[[UpstreamError], bool] = lambda _: True,
+    reopen: Callable[[UpstreamError], Awaitable[bool]] = _always,
     n_tokens: Callable[[], int] = lambda: 0,
 ) -> T:
     """Return what ``attempt`` does, on as many processes as it takes; ``reopen`` says if it may."""
-    with surviving(instance, path, body, n_tokens=n_tokens) as survival:
+    with surviving(instance, path, fingerprint, n_tokens=n_tokens) as survival:
         upstream = await survival.upstream()
         while True:
             try:
@@ -138,7 +157,7 @@ async def _carried(
                     return await attempt(upstream, survival)
             except UpstreamError as error:  # noqa: PERF203 - once a process
                 upstream = await survival.successor(error, upstream)
-                if not reopen(error):
+                if not await reopen(error):
                     raise survival.lost(error) from error
 
 
@@ -150,14 +169,17 @@ class _Passage:
         exchange: Exchange,
         *,
         path: str,
-        body: bytes,
+        body: Kept,
+        n_ends: int,
         content_type: bytes,
         make_answer: Callable[[Response], Answer],
         mode: Mode,
     ) -> None:
         self._exchange = exchange
         self._path = path
-        self._body = body
+        self._kept = body
+        self._n_ends = n_ends
+        self._seed = new_seed()
         self._headers = ((b"content-type", content_type),)
         self._make_answer = make_answer
         self._mode = mode
@@ -173,7 +195,7 @@ class _Passage:
         self._tokens_per_s: float | None = None
 
     def _new_seam(self) -> Seam:
-        return Seam(self._path, n_answers=n_answers(self._path, self._body))
+        return Seam(self._path, n_answers=self._n_ends)
 
     def n_tokens(self) -> int:
         """Return how many tokens of the answer the client has."""
@@ -187,7 +209,7 @@ class _Passage:
         finally:
             self._took_s = time.monotonic() - began_s
 
-    def reopen(self, error: UpstreamError) -> bool:
+    async def reopen(self, error: UpstreamError) -> bool:
         """Choose how it goes on after ``error``; return False if it cannot."""
         self._has_diverged |= isinstance(error, Diverged)
         transcript = self._seam.transcript
@@ -198,7 +220,7 @@ class _Passage:
         self._n_before = had
         known = facts(
             self._path,
-            msgspec.json.decode(self._body) if transcript.has_delivered else {},
+            msgspec.json.decode(await self._body()) if transcript.has_delivered else {},
             transcript,
             has_diverged=self._has_diverged,
             n_fruitless=self._n_fruitless,
@@ -213,13 +235,21 @@ class _Passage:
         self._seam, self._answer, self._n_before = self._new_seam(), None, 0
         return True
 
+    async def _body(self) -> bytes:
+        """Return the request with its seed: the same each time."""
+        return seeded(self._path, await self._kept.read(), seed=self._seed)
+
+    async def _posted(self) -> bytes:
+        """Return what this attempt sends."""
+        body = await self._body()
+        if not isinstance(self._how, Continue):
+            return body
+        members = continued_body(self._path, msgspec.json.decode(body), self._seam.transcript)
+        return msgspec.json.encode(members)
+
     async def _run(self, upstream: Upstream, survival: Survival) -> None:
-        body = self._body
-        if isinstance(self._how, Continue):
-            members = continued_body(self._path, msgspec.json.decode(body), self._seam.transcript)
-            body = msgspec.json.encode(members)
         async with upstream.stream(
-            "POST", self._path, headers=self._headers, body=body
+            "POST", self._path, headers=self._headers, body=self._posted
         ) as response:
             if response.status >= 400:
                 error = _engine_error(response.status, await response.read_all())

@@ -23,17 +23,17 @@ def fingerprint_of(path: str, body: bytes) -> str:
 
 @contextmanager
 def surviving(
-    instance: Instance, path: str, body: bytes, *, n_tokens: Callable[[], int]
+    instance: Instance, path: str, fingerprint: str, *, n_tokens: Callable[[], int]
 ) -> "Iterator[Survival]":
     """Yield the survival of one request on the leased ``instance``; tell if it was lost.
 
-    ``n_tokens`` returns how much of the answer its client has.
+    ``fingerprint`` is as ``fingerprint_of`` returns it; ``n_tokens`` returns how much of the answer
+    its client has.
 
     Raises:
         Poisoned: one like it was convicted lately.
     """
     name = instance.plan.name
-    fingerprint = fingerprint_of(path, body)
     case = instance.docket.open(fingerprint, route=path, n_tokens=n_tokens)
     survival = Survival(instance, case)
     try:

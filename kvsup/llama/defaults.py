@@ -59,8 +59,8 @@ def with_members(body: bytes, *, first: Members, last: Members) -> bytes:
     return b"{%s}" % b",".join([part for part in parts if part])
 
 
-def with_defaults(body: bytes, defaults: Members, *, last: Members) -> bytes:
-    """Return ``body`` with ``defaults`` for what it leaves out or says null, and ``last`` behind.
+def with_defaults(body: bytes, defaults: Members) -> bytes:
+    """Return ``body`` with ``defaults`` for what it leaves out or says null.
 
     llama-server takes a null for its own default, so there ours goes behind as well.
 
@@ -68,10 +68,10 @@ def with_defaults(body: bytes, defaults: Members, *, last: Members) -> bytes:
         RequestError: it is no JSON object.
     """
     if not defaults:
-        return with_members(body, first={}, last=last)
+        return body
     nulls = {name for name, value in _decoded(body, _Members).items() if value == _NULL}
     behind = {name: value for name, value in defaults.items() if name in nulls}
-    return with_members(body, first=defaults, last={**behind, **last})
+    return with_members(body, first=defaults, last=behind)
 
 
 def with_system(path: str, body: bytes, system: str) -> bytes:
@@ -82,7 +82,7 @@ def with_system(path: str, body: bytes, system: str) -> bytes:
     """
     path = path.removesuffix("/input_tokens")
     if path == _RESPONSES:
-        return with_defaults(body, {"instructions": system}, last={})
+        return with_defaults(body, {"instructions": system})
     if path != _CHAT:
         return body
     messages = _decoded(body, _Chat).messages

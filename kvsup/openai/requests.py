@@ -16,7 +16,7 @@ from kvsup.mending import Fault, MalformedError, Mend, Prepared, WholeMend, read
 from kvsup.openai.embeddings import shorten
 from kvsup.openai.errors import empty, missing, wrong
 from kvsup.openai.items import mended_items
-from kvsup.openai.responses import Echo, ResponseMend
+from kvsup.openai.responses import Echo, ResponseMend, echoed
 
 T = TypeVar("T")
 
@@ -166,11 +166,12 @@ def prepare(path: str, body: bytes, *, now_s: int = 0) -> Prepared:
         return Prepared({})
     request = _read(_response, body)
     forced = _response_members(request)
+    members, is_streamed = echoed(body), request.stream
 
     def make_mend(n_ctx_tokens: int) -> Mend:
         """By the context a response that filled it is told from one that ended by itself."""
-        echo = Echo(body, created_s=now_s, n_ctx_tokens=n_ctx_tokens)
-        return ResponseMend(echo) if request.stream else WholeMend(echo.whole)
+        echo = Echo(members, created_s=now_s, n_ctx_tokens=n_ctx_tokens)
+        return ResponseMend(echo) if is_streamed else WholeMend(echo.whole)
 
     return Prepared(forced, make_mend)
 

@@ -48,18 +48,26 @@ _DEFAULTS: Json = {
 """What a response says of its request, where that said nothing."""
 
 
+def echoed(body: bytes) -> Json:
+    """Return the members of the request ``body`` that a response tells.
+
+    Args:
+        body: an object whose members have the right types.
+    """
+    return {key: _decode(raw) for key, raw in _members(body).items() if key in _DEFAULTS}
+
+
 class Echo:
     """What a response tells of its request, and what only the request can tell of a response."""
 
-    def __init__(self, body: bytes, *, created_s: int, n_ctx_tokens: int) -> None:
-        """Read what is needed of the request's JSON.
+    def __init__(self, members: Json, *, created_s: int, n_ctx_tokens: int) -> None:
+        """Take what is needed of the request.
 
         Args:
-            body: an object whose members have the right types.
+            members: as ``echoed`` returns them.
             created_s: when the request came, in seconds since 1970.
             n_ctx_tokens: the context of one request in tokens.
         """
-        members = {key: _decode(raw) for key, raw in _members(body).items() if key in _DEFAULTS}
         self._members = _filled(_DEFAULTS, members)
         for key in ("reasoning", "text"):
             self._members[key] = _filled(_DEFAULTS[key], self._members[key])

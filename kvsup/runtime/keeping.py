@@ -1,4 +1,4 @@
-"""Request bodies kept until the first byte of their answer, so that they can be sent again.
+"""Request bodies kept until their request ends, so that they can be sent again.
 
 A small one stays in memory. A large one lies in a file of the state folder that has no name, mode
 0600, so that a queue of long conversations costs disk instead of memory, and nothing is left of it
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import anyio.to_thread
+
+from kvsup.errors import KvsupError
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,18 @@ class Kept:
         """Return the whole body.
 
         Raises:
-            OSError: the disk does not give it back.
+            KvsupError: the disk does not give it back.
         """
         if self._body is not None:
             return self._body
         assert self._file is not None, "the body has been closed"  # noqa: S101 - the caller's bug
-        return await anyio.to_thread.run_sync(_read, self._file)
+        try:
+            return await anyio.to_thread.run_sync(_read, self._file)
+        except OSError as error:
+            reason = error.strerror or error
+            raise KvsupError(
+                f"this request was put on disk and cannot be read: {reason}"
+            ) from error
 
     def close(self) -> None:
         """Forget the body; may be called twice."""

@@ -8,7 +8,7 @@ connections are never reused and there is no race with its closing.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import httptools
@@ -23,6 +23,9 @@ HIGH_WATER_BYTES = 256 << 10
 _REFUSALS = (ConnectionRefusedError, FileNotFoundError)
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+Body = bytes | Callable[[], Awaitable[bytes]]
+"""A callable gives it when it is sent, so that none keeps it while the answer comes."""
 
 
 class Response(asyncio.Protocol):
@@ -168,7 +171,7 @@ class Upstream:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, target: str, *, headers: Headers = (), body: bytes = b""
+        self, method: str, target: str, *, headers: Headers = (), body: Body = b""
     ) -> AsyncIterator[Response]:
         """Send a request and yield its response once the head has come; close it on leaving.
 
@@ -187,7 +190,9 @@ class Upstream:
         self._open.add(response)
         try:
             assert response.transport is not None  # noqa: S101 - connection_made has run
-            response.transport.write(_request(method, target, headers, body))
+            response.transport.write(
+                _request(method, target, headers, body if isinstance(body, bytes) else await body())
+            )
             await response.head
             yield response
         finally:

@@ -9,6 +9,7 @@ of ``Answer``, else of ``Start``) and its arguments. What the program does besid
 as b11434 does; contract tests hold it to that.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -212,6 +213,7 @@ class Answer:
     def __init__(self, start: Start, connection: socket.socket) -> None:
         self._start = start
         self._connection = connection
+        self._body = b""
 
     def serve(self) -> None:
         """Read the request and answer it."""
@@ -231,6 +233,10 @@ class Answer:
             self._plain("200 OK", [])
 
     # The steps of an answer.
+
+    def digest(self) -> None:
+        """Send a token that tells length and SHA-256 of the request's body."""
+        self.token(f"{len(self._body)} {hashlib.sha256(self._body).hexdigest()}")
 
     def head(self) -> None:
         """Send the head of a stream."""
@@ -254,6 +260,10 @@ class Answer:
             "cache_n": 0, "prompt_n": 3, "prompt_ms": 1.0, "predicted_n": 2, "predicted_ms": 1.0,
         }  # fmt: skip
         self.send(f"data: {json.dumps(last)}\n\n")
+        if b'"include_usage":true' in self._body:
+            counts = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+            usage = {**chat_chunk({}), "choices": [], "usage": counts}
+            self.send(f"data: {json.dumps(usage)}\n\n")
         self.send("data: [DONE]\n\n")
         self._connection.sendall(b"0\r\n\r\n")
 
@@ -295,9 +305,11 @@ class Answer:
             data += more
         head, body = data.split(b"\r\n\r\n", 1)
         lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-l")]
-        left = int(lengths[0].split(b":")[1]) - len(body) if lengths else 0
-        while left > 0 and (more := self._connection.recv(1 << 16)):
-            left -= len(more)
+        n_bytes = int(lengths[0].split(b":")[1]) if lengths else 0
+        whole = bytearray(body)
+        while len(whole) < n_bytes and (more := self._connection.recv(1 << 16)):
+            whole += more
+        self._body = bytes(whole)
         return head
 
 

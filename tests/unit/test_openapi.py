@@ -35,7 +35,9 @@ def _routes() -> list[Route]:
     fleet = Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None)
     store = Store(folder=nowhere, trash=nowhere, reload=_reload, refusal=lambda: None)
     chronicle = Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None)
-    app: Any = create_app(fleet, host, store=store, chronicle=chronicle, keys=lambda: None)
+    app: Any = create_app(
+        fleet, host, store=store, chronicle=chronicle, keys=lambda: None, state_dir=nowhere
+    )
     while not hasattr(app, "routes"):
         app = app._app
     return [route for route in app.routes if isinstance(route, Route)]

@@ -18,7 +18,7 @@ from kvsup.anthropic import requests as anthropic
 from kvsup.api.errors import shape_for
 from kvsup.api.wishes import KEEP_ALIVE, KV_CACHE_TYPE, OPTIONS, read_wishes
 from kvsup.errors import KvsupError
-from kvsup.llama.defaults import sampling_members, with_defaults, with_system
+from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_system
 from kvsup.llama.steering import steer
 from kvsup.ollama.options import given_fields
 from kvsup.openai import requests as openai
@@ -240,16 +240,16 @@ def test_body_that_mutants_start_from_goes_on(path: str) -> None:
         assert json.loads(_sent(path, _dumped(valid)))["model"] == "m"
 
 
-@given(own=objects, last=st.dictionaries(st.sampled_from(WORDS), st.sampled_from(FRAGMENTS)))
+@given(own=objects)
 @quick
-def test_settings_fill_only_what_a_request_leaves_out(own: Json, last: Json) -> None:
+def test_settings_fill_only_what_a_request_leaves_out(own: Json) -> None:
     """Of members with one name llama-server takes the last; a null is as good as none."""
     said = {name: value for name, value in own.items() if value is not None or name not in OF_FILE}
 
     with suppress(KvsupError):
-        body = with_defaults(_dumped(own), OF_FILE, last=last)
+        body = with_defaults(_dumped(own), OF_FILE)
 
-        assert _parsed(body) == _parsed(_dumped({**OF_FILE, **said, **last}))
+        assert _parsed(body) == _parsed(_dumped({**OF_FILE, **said}))
 
 
 @given(path=paths, own=objects, messages=st.lists(st.sampled_from(TURNS) | values, max_size=2))
@@ -330,7 +330,7 @@ def _sent(path: str, body: bytes) -> bytes:
     fields = given_fields({**OF_FILE, **wishes.options}, num_ctx=N_CTX_TOKENS)
     members = sampling_members(path, fields)
     assert not members or len(members) == len(fields)
-    body = with_defaults(body, members, last=prepared.forced)
+    body = with_defaults(with_members(body, first={}, last=prepared.forced), members)
     body = with_system(path, body, SYSTEM)
     steered = steer(path, body)
     return body if steered is None else steered.body
