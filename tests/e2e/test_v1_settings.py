@@ -374,7 +374,9 @@ def test_stream_that_breaks_ends_in_an_error_event_and_not_as_if_whole(
     start_kvsup: StartKvsup, tmp_path: Path, tiny: TinyModels, path: str, beginning: str
 ) -> None:
     """In the shape of its API, so that its SDK raises."""
-    script = write_script(tmp_path / "s.json", answers=[[["head"], ["token", "Hello"]]])
+    native = 'data: {"content":"Hello","tokens":[7],"tokens_predicted":1,"stop":false}\n\n'
+    said = ["send", native] if path == "/completion" else ["token", "Hello"]
+    script = write_script(tmp_path / "s.json", answers=[[["head"], said]])
     model = f'model = "{tiny.plain()}"\nllama_server = "{STANDIN}"\n{script}\n'
     kvsup = start_kvsup({"plain": model})
     body = {"model": "plain", **BODIES.get(path, {"prompt": "Hi"}), "stream": True}
