@@ -217,7 +217,8 @@ def run(
     os.umask(0o077)  # what is remembered, and what llama-servers write, is this user's alone
     with _lock(configuration.state_dir), paths.made(configuration.run_dir):
         reap_trials(configuration.run_dir)
-        for pid in orphans.reap(configuration.run_dir):
+        left = orphans.reap(configuration.run_dir)
+        for pid in left + orphans.reap_unrecorded(configuration.run_dir):
             logger.warning("killed a llama-server of an earlier run (pid %d)", pid)
         host = configuration.host
         listener = bind(host)

@@ -3,12 +3,14 @@
 A record is a file beside the socket, ``<socket>.json``, with pid and create time, because pids are
 reused, and our own pid and create time, because a living kvsup's children are not orphans. Before
 anything is killed the process must also carry our mark: the socket's path on its command line.
+One that its kvsup did not live to record has the mark alone.
 """
 
 import logging
 import os
 import signal
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -73,6 +75,33 @@ def reap(run_dir: Path) -> list[int]:
             reaped.append(entry.pid)
         forget(socket)
     return reaped
+
+
+def reap_unrecorded(run_dir: Path) -> list[int]:
+    """Kill what an earlier kvsup started in ``run_dir`` but did not live to record; return pids.
+
+    Such a one was still on its way to its program, and does not die with its kvsup either: the
+    death signal is set by then for nobody. Its mark alone tells it, so only who holds the state of
+    ``run_dir`` may call this, after ``reap`` and before it starts anything. Sockets of nobody go.
+    """
+    reaped = []
+    for process in psutil.process_iter(["cmdline"]):
+        socket = _socket_of(process.info["cmdline"] or [], run_dir)
+        if socket and not _path(socket).exists():
+            _kill(process.pid)
+            reaped.append(process.pid)
+    for path in run_dir.glob("*.sock"):
+        if not _path(str(path)).exists():
+            clear_socket(str(path))
+    return reaped
+
+
+def _socket_of(words: list[str], run_dir: Path) -> str:
+    """Return the socket in ``run_dir`` that a command line tells to listen on, if it does."""
+    for flag, value in pairwise(words):
+        if flag == "--host" and Path(value).parent == run_dir and value.endswith(".sock"):
+            return value
+    return ""
 
 
 def _path(socket: str) -> Path:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -161,3 +162,39 @@ def test_record_then_forget_leaves_nothing(
     orphans.forget(socket)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reap_unrecorded_takes_what_listens_in_the_folder_and_has_no_record(
+    tmp_path: Path, socket: str
+) -> None:
+    """Another folder's llama-server, one with a record, and who only names a socket, are spared."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    recorded = str(tmp_path / "b.sock")
+    marks = [("--host", socket), ("--host", recorded), ("--host", f"{folder}/a.sock"), (socket,)]
+    program = "import signal; print(1, flush=True); signal.pause()"
+    with ExitStack() as running:
+        lost, *spared = (
+            running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", program, *mark],
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,
+                )
+            )
+            for mark in marks
+        )
+        for process in (lost, *spared):
+            running.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()
+        record = write_record(recorded, spared[0])
+        Path(socket).touch()
+
+        assert orphans.reap_unrecorded(tmp_path) == [lost.pid]
+
+        assert not is_alive(lost.pid)
+        assert all(is_alive(process.pid) for process in spared)
+        assert not Path(socket).exists()
+        assert record.exists()
+        assert Path(recorded).exists()
