@@ -1,107 +1,87 @@
-"""A client that leaves frees its place: in the queue, the load, the prompt and the stream.
+"""A client may leave at any point of any request: nothing of it is left, and the next is answered.
 
 llama-server looks for a client only when its own request has a result, or when no request had one
-for a second (b11434); so each is tried alone and while another slot streams.
+for a second (b11434); so leaving in the prompt and in the answer is tried alone and while another
+slot streams.
 """
 
-import itertools
 import json
-import re
+import os
+import signal
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.inside import talkative, tasks_of
+from tests.leaving import (
+    EMBEDDING,
+    EVERY,
+    FREED_S,
+    GENERATING,
+    LAST_EVENTS,
+    N_BEFORE_DEATH,
+    N_PROMPT_TOKENS,
+    QUICKLY,
+    RESUMED,
+    SLOWLY,
+    VECTORS,
+    WORDS,
+    WRAPPER,
+    Bench,
+    body_of,
+    each_of,
+)
 from tests.running import RunningKvsup, eventually
-
-PATHS = (
-    "/api/chat", "/api/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages",
-)  # fmt: skip
-N_PROMPT_TOKENS = 3000
-FREED_S = 20.0
-"""Longest wait for a slot to be free; the answers that are left would go on for a minute."""
-
-TWO_SLOTS = """
-model = "{path}"
-num_ctx = 4096
-num_parallel = 2
-batch_size = 32
-ubatch_size = 32
-threads = 1
-extra_args = ["--ignore-eos"]
-"""
-
-GATED = """
-model = "{path}"
-num_ctx = 256
-threads = 1
-llama_server = "{wrapper}"
-"""
-
-WRAPPER = """#!/bin/sh
-case "$1" in --model) while [ ! -e "{gate}" ]; do sleep 0.02; done ;; esac
-exec "{llama_server}" "$@"
-"""
-"""A llama-server whose load takes as long as a test wants: until the gate is there."""
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file that lets the model ``gated`` load."""
-    return tmp_path_factory.mktemp("gate") / "open"
 
 
 @pytest.fixture(scope="module")
 def running(
-    tmp_path_factory: pytest.TempPathFactory, llama_server: Path, smollm2: Path, gate: Path
-) -> Iterator[RunningKvsup]:
+    tmp_path_factory: pytest.TempPathFactory, llama_server: Path, smollm2: Path
+) -> Iterator[Bench]:
     """Return one running kvsup for this file."""
-    wrapper = gate.parent / "llama-server"
+    folder = tmp_path_factory.mktemp("leaving")
+    gate, inside, wrapper = folder / "open", folder / "inside", folder / "llama-server"
     wrapper.write_text(WRAPPER.format(gate=gate, llama_server=llama_server))
     wrapper.chmod(stat.S_IRWXU)
+    words = WORDS.format(path=smollm2, wrapper=wrapper)
     models = {
-        "twoslots": TWO_SLOTS.format(path=smollm2),
-        "gated": GATED.format(path=smollm2, wrapper=wrapper),
+        "words": words + QUICKLY,
+        "slowly": words + SLOWLY,
+        "vectors": VECTORS.format(path=smollm2, wrapper=wrapper),
     }
-    folder = tmp_path_factory.mktemp("leaving") / "kvsup"
-    with RunningKvsup(folder, models=models, llama_server=llama_server) as running:
-        running.client.post("/api/generate", json={"model": "twoslots"}).raise_for_status()
-        yield running
-    assert running.children() == []
+    environment = talkative(inside, os.environ.get("PYTHONPATH", ""))
+    with RunningKvsup(
+        folder / "kvsup", models=models, llama_server=llama_server, environment=environment
+    ) as kvsup:
+        bench = Bench(kvsup, gate, inside)
+        gate.touch()
+        for path in ("/api/chat", "/api/embed"):
+            bench.answers(path)
+        bench.n_fds = min(bench.fds() for _ in range(5) if bench.waiting() == 0)
+        bench.tasks = tasks_of(kvsup, inside)
+        yield bench
+        assert "Traceback" not in kvsup.log()
+    assert kvsup.children() == []
 
 
 @pytest.fixture
-def kvsup(running: RunningKvsup) -> RunningKvsup:
-    """Return the running kvsup once nobody is served."""
-    eventually(lambda: _busy(running) == 0 and _in_flight(running) == 0)
+def bench(running: Bench) -> Bench:
+    """Return the running kvsup, ready and at rest, whatever an earlier test has left."""
+    running.gate.touch()
+    eventually(lambda: not running.left())
     return running
 
 
-def _body(path: str, *, model: str, stream: bool, n_words: int = 8) -> dict[str, Any]:
-    """Return a request whose prompt no earlier one shares, so that nothing of it is cached."""
-    prompt = f"Request {next(_numbers)}:" + " word" * n_words
-    limit: dict[str, Any] = (
-        {"options": {"num_predict": 4000}} if path.startswith("/api") else {"max_tokens": 4000}
-    )
-    asked: dict[str, Any] = (
-        {"messages": [{"role": "user", "content": prompt}]}
-        if path.endswith(("/chat", "/chat/completions", "/messages"))
-        else {"prompt": prompt}
-    )
-    return {"model": model, "stream": stream, **asked, **limit}
-
-
 @contextmanager
-def _request(kvsup: RunningKvsup, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
+def _request(bench: Bench, path: str, body: dict[str, Any]) -> Iterator[socket.socket]:
     """Send a request and yield its connection; the client leaves at the end."""
-    address = urlsplit(kvsup.url)
+    address = urlsplit(bench.kvsup.url)
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n"
     with closing(socket.create_connection((address.hostname, address.port), timeout=30)) as sent:
@@ -110,148 +90,204 @@ def _request(kvsup: RunningKvsup, path: str, body: dict[str, Any]) -> Iterator[s
 
 
 @contextmanager
-def _neighbour(kvsup: RunningKvsup) -> Iterator[None]:
-    """Keep one slot streaming."""
-    path = "/v1/completions"
-    with _request(kvsup, path, _body(path, model="twoslots", stream=True)) as streaming:
-        assert streaming.recv(1)
+def _neighbours(bench: Bench, model: str, n: int) -> Iterator[None]:
+    """Keep ``n`` slots of a model busy."""
+    path = "/api/embed" if model == "vectors" else "/v1/completions"
+    with ExitStack() as connections:
+        for _ in range(n):
+            body = body_of(path, model=model, stream=True)
+            connection = connections.enter_context(_request(bench, path, body))
+            if path not in EMBEDDING:
+                assert connection.recv(1)
+        eventually(lambda: bench.in_flight(model) == n)
         yield
 
 
-def _slots(kvsup: RunningKvsup) -> list[dict[str, Any]]:
-    slots: list[dict[str, Any]] = kvsup.client.get("/upstream/twoslots/slots").json()
-    return slots
-
-
-def _busy(kvsup: RunningKvsup) -> int:
-    return sum(slot["is_processing"] for slot in _slots(kvsup))
-
-
-def _in_flight(kvsup: RunningKvsup, model: str = "twoslots") -> int:
-    n_leases: int = kvsup.models()[model]["in_flight"]
-    return n_leases
-
-
-def _waiting(kvsup: RunningKvsup) -> int:
-    n_waiting: int = kvsup.client.get("/kvsup/models").json()["waiting"]
-    return n_waiting
-
-
-def _prompt_tokens_read(kvsup: RunningKvsup) -> int:
-    """Return the tokens of all prompts that were read to their end."""
-    metrics = kvsup.client.get("/upstream/twoslots/metrics").text
-    match = re.search(r"^llamacpp:prompt_tokens_total (\S+)", metrics, re.MULTILINE)
-    assert match
-    return int(float(match[1]))
-
-
-def _decoded(kvsup: RunningKvsup) -> list[int]:
-    """Return how many tokens each busy slot has generated."""
-    return [s["next_token"][0]["n_decoded"] for s in _slots(kvsup) if s["is_processing"]]
-
-
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("path", PATHS)
-def test_leaving_in_the_queue_gives_the_place_up(
-    kvsup: RunningKvsup, path: str, *, stream: bool
-) -> None:
+@each_of(EVERY)
+def test_leaving_in_the_queue(bench: Bench, path: str, *, stream: bool) -> None:
     """Nobody waits for a client that is gone, and those who are served notice nothing."""
-    with _neighbour(kvsup), _neighbour(kvsup):
-        with _request(kvsup, path, _body(path, model="twoslots", stream=stream)):
-            eventually(lambda: _waiting(kvsup) == 1)
+    model = bench.model(path)
+    with _neighbours(bench, model, 2):
+        with _request(bench, path, body_of(path, model=model, stream=stream)):
+            eventually(lambda: bench.waiting() == 1)
 
-        eventually(lambda: _waiting(kvsup) == 0, timeout_s=FREED_S)
-        assert _in_flight(kvsup) == 2
-
-
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("path", PATHS)
-def test_leaving_in_the_load_ends_the_lease_and_not_the_load(
-    kvsup: RunningKvsup, gate: Path, path: str, *, stream: bool
-) -> None:
-    """A load belongs to the instance: its first client may leave."""
-    gate.unlink(missing_ok=True)
-    kvsup.client.post("/kvsup/stop", json={"model": "gated"}).raise_for_status()
-    eventually(lambda: kvsup.models()["gated"]["state"] == "stopped")
-
-    with _request(kvsup, path, _body(path, model="gated", stream=stream)):
-        eventually(lambda: kvsup.models()["gated"]["state"] == "loading")
-        assert _in_flight(kvsup, "gated") == 1
-    eventually(lambda: _in_flight(kvsup, "gated") == 0, timeout_s=FREED_S)
-    assert kvsup.models()["gated"]["state"] == "loading"
-    gate.touch()
-
-    eventually(lambda: kvsup.models()["gated"]["state"] == "ready")
-    assert _in_flight(kvsup, "gated") == 0
+        eventually(lambda: bench.waiting() == 0, timeout_s=FREED_S)
+        assert bench.in_flight(model) == 2
+    bench.is_as_before(path)
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("path", PATHS)
-def test_leaving_in_the_prompt_frees_the_slot_while_another_streams(
-    kvsup: RunningKvsup, path: str, *, stream: bool
-) -> None:
-    """The rest of the prompt is not read, although results of the other slot keep coming."""
-    with _neighbour(kvsup):
-        before = _prompt_tokens_read(kvsup)
-        body = _body(path, model="twoslots", stream=stream, n_words=N_PROMPT_TOKENS)
+@each_of(EVERY)
+def test_leaving_in_the_load(bench: Bench, path: str, *, stream: bool) -> None:
+    """A load belongs to the instance: its first client may leave, and it goes on."""
+    model = bench.model(path)
+    bench.unload(model)
+    bench.gate.unlink()
 
-        with _request(kvsup, path, body):
-            eventually(lambda: _busy(kvsup) == 2)
+    with _request(bench, path, body_of(path, model=model, stream=stream)):
+        eventually(lambda: bench.state(model) == "loading")
+        assert bench.in_flight(model) == 1
+    eventually(lambda: bench.in_flight(model) == 0, timeout_s=FREED_S)
+    assert bench.state(model) == "loading"
+    bench.gate.touch()
 
-        eventually(lambda: _busy(kvsup) == 1 == _in_flight(kvsup), timeout_s=FREED_S)
-        assert _prompt_tokens_read(kvsup) - before < N_PROMPT_TOKENS
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_leaving_in_the_prompt_frees_the_slot_of_one_who_is_alone(
-    kvsup: RunningKvsup, path: str
-) -> None:
-    """As above, without anyone beside."""
-    before = _prompt_tokens_read(kvsup)
-    body = _body(path, model="twoslots", stream=False, n_words=N_PROMPT_TOKENS)
-
-    with _request(kvsup, path, body):
-        eventually(lambda: _busy(kvsup) == 1)
-
-    eventually(lambda: _busy(kvsup) == 0 == _in_flight(kvsup), timeout_s=FREED_S)
-    assert _prompt_tokens_read(kvsup) - before < N_PROMPT_TOKENS
+    eventually(lambda: bench.state(model) == "ready")
+    bench.is_as_before(path)
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("path", PATHS)
-def test_leaving_in_the_answer_frees_the_slot_while_another_streams(
-    kvsup: RunningKvsup, path: str, *, stream: bool
-) -> None:
-    """The rest of the answer is not generated, whether the client was shown it or not."""
-    with _neighbour(kvsup):
-        with _request(kvsup, path, _body(path, model="twoslots", stream=stream)) as connection:
-            if stream:
-                assert connection.recv(1)
-            eventually(lambda: len(_decoded(kvsup)) == 2 and min(_decoded(kvsup), default=0) > 2)
+@pytest.mark.parametrize("n_beside", [0, 1], ids=["alone", "beside another"])
+@each_of(GENERATING)
+def test_leaving_in_the_prompt(bench: Bench, path: str, *, stream: bool, n_beside: int) -> None:
+    """The rest of the prompt is not read, although results of another slot keep coming."""
+    with _neighbours(bench, "words", n_beside):
+        before = bench.prompt_tokens_read()
+        body = body_of(path, model="words", stream=stream, n_words=N_PROMPT_TOKENS)
 
-        eventually(lambda: _busy(kvsup) == 1 == _in_flight(kvsup), timeout_s=FREED_S)
+        with _request(bench, path, body):
+            eventually(lambda: bench.busy("words") == n_beside + 1)
 
-
-@pytest.mark.parametrize("path", PATHS)
-def test_leaving_in_the_answer_frees_the_slot_of_one_who_is_alone(
-    kvsup: RunningKvsup, path: str
-) -> None:
-    """As above, without anyone beside, and without a stream."""
-    with _request(kvsup, path, _body(path, model="twoslots", stream=False)):
-        eventually(lambda: min(_decoded(kvsup), default=0) > 2)
-
-    eventually(lambda: _busy(kvsup) == 0 == _in_flight(kvsup), timeout_s=FREED_S)
+        eventually(
+            lambda: bench.busy("words") == n_beside == bench.in_flight("words"), timeout_s=FREED_S
+        )
+        assert bench.prompt_tokens_read() - before < N_PROMPT_TOKENS
+    bench.is_as_before(path)
 
 
-def test_leaving_while_the_request_is_sent_leaves_nothing_behind(kvsup: RunningKvsup) -> None:
+@pytest.mark.parametrize("path", EMBEDDING)
+def test_leaving_while_texts_are_embedded(bench: Bench, path: str) -> None:
+    """Its lease goes at once; llama-server takes no note, and works on at the texts of one call.
+
+    While results of its own come, it never looks for its client (b11434, ``wait_for_all``).
+    """
+    with _request(bench, path, body_of(path, model="vectors", stream=False, n_texts=40)):
+        eventually(lambda: bench.busy("vectors") > 0)
+
+    bench.is_as_before(path)
+
+
+@each_of(GENERATING)
+def test_leaving_at_the_first_byte(bench: Bench, path: str, *, stream: bool) -> None:
+    """As soon as there is one, whether the client was shown it or not."""
+    with _request(bench, path, body_of(path, model="words", stream=stream)) as connection:
+        if stream:
+            assert connection.recv(1)
+        else:
+            eventually(lambda: bench.decoded("words") > [0])
+
+    bench.is_as_before(path)
+
+
+@pytest.mark.parametrize("n_beside", [0, 1], ids=["alone", "beside another"])
+@each_of(GENERATING)
+def test_leaving_in_the_answer(bench: Bench, path: str, *, stream: bool, n_beside: int) -> None:
+    """The rest of it is not generated."""
+    with _neighbours(bench, "words", n_beside):
+        with _request(bench, path, body_of(path, model="words", stream=stream)):
+            eventually(lambda: [n > 10 for n in bench.decoded("words")] == [True] * (n_beside + 1))
+
+        eventually(
+            lambda: bench.busy("words") == n_beside == bench.in_flight("words"), timeout_s=FREED_S
+        )
+    bench.is_as_before(path)
+
+
+@each_of(EVERY)
+def test_leaving_at_the_last_byte(bench: Bench, path: str, *, stream: bool) -> None:
+    """Without a farewell: what was still to come is the end of the body."""
+    body = body_of(path, model=bench.model(path), stream=stream, n_tokens=4, n_texts=4)
+    mark, data = LAST_EVENTS[path] if stream else b"HTTP/1.1 200 OK", b""
+
+    with _request(bench, path, body) as connection:
+        while mark not in data:
+            data += (part := connection.recv(64))
+            assert part, data
+
+    bench.is_as_before(path)
+
+
+def _until_repeated(bench: Bench, connection: socket.socket, *, stream: bool) -> None:
+    """Wait until so much of an answer is there that repeating it takes a while."""
+    if stream:
+        assert connection.recv(1)
+    eventually(lambda: bench.decoded("words") > [N_BEFORE_DEATH])
+
+
+@each_of(RESUMED)
+def test_leaving_in_the_load_of_the_successor(bench: Bench, path: str, *, stream: bool) -> None:
+    """Its process was killed; nobody is there any more for whom it would be run again."""
+    with _request(bench, path, body_of(path, model="words", stream=stream)) as connection:
+        _until_repeated(bench, connection, stream=stream)
+        bench.gate.unlink()
+        bench.kill("words")
+        eventually(lambda: bench.state("words") == "loading")
+        assert bench.in_flight("words") == 1
+    eventually(lambda: bench.in_flight("words") == 0, timeout_s=FREED_S)
+    bench.gate.touch()
+
+    eventually(lambda: bench.state("words") == "ready")
+    bench.is_as_before(path)
+
+
+@each_of(RESUMED)
+def test_leaving_while_the_answer_is_repeated(bench: Bench, path: str, *, stream: bool) -> None:
+    """Its successor is freed as well, although it has sent nothing that the client had not."""
+    n_told = bench.kvsup.log().count("a request was re")
+    with _request(bench, path, body_of(path, model="words", stream=stream)) as connection:
+        _until_repeated(bench, connection, stream=stream)
+        bench.kill("words")
+        eventually(lambda: [0 < n < N_BEFORE_DEATH for n in bench.decoded("words")] == [True])
+
+    bench.is_as_before(path)
+    assert bench.kvsup.log().count("a request was re") == n_told
+
+
+@each_of(RESUMED)
+def test_leaving_in_the_backoff(bench: Bench, path: str, *, stream: bool) -> None:
+    """Its process crashed, and the next start is a minute away."""
+    with _request(bench, path, body_of(path, model="slowly", stream=stream)):
+        eventually(lambda: bench.state("slowly") == "ready" and bench.decoded("slowly") > [2])
+        bench.kill("slowly", signal.SIGSEGV)
+        eventually(lambda: bench.state("slowly") == "backoff")
+        assert bench.in_flight("slowly") == 1
+
+    eventually(lambda: bench.in_flight("slowly") == 0, timeout_s=FREED_S)
+    bench.unload("slowly")
+    bench.answers(path, model="slowly")
+    bench.unload("slowly")
+    bench.is_as_before(path)
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["who runs", "who waits"])
+@each_of(RESUMED[::3])
+def test_suspect_that_leaves(bench: Bench, path: str, *, stream: bool, is_first: bool) -> None:
+    """Of two under which a process crashed one is run alone; either may leave, the other stays."""
+    whole = body_of("/api/generate", model="words", stream=False)
+    mine = body_of(path, model="words", stream=stream)
+    asked = [(path, mine), ("/api/generate", whole)]
+
+    with ExitStack() as other:
+        with ExitStack() as leaver:
+            for of, body in asked if is_first else reversed(asked):
+                stack = leaver if body is mine else other
+                stack.enter_context(_request(bench, of, body))
+                eventually(lambda: min(bench.decoded("words"), default=0) > 2)
+            eventually(lambda: [n > 2 for n in bench.decoded("words")] == [True, True])
+            pid = bench.kvsup.models()["words"]["pid"]
+            bench.kill("words", signal.SIGSEGV)
+            eventually(lambda: bench.kvsup.models()["words"]["pid"] not in (pid, None))
+            eventually(lambda: bench.busy("words") == 1)
+            assert bench.in_flight("words") == 2
+
+        eventually(lambda: bench.in_flight("words") == 1 == bench.busy("words"), timeout_s=FREED_S)
+    bench.is_as_before(path)
+
+
+def test_leaving_while_the_request_is_sent(bench: Bench) -> None:
     """Half a body is no request."""
-    address = urlsplit(kvsup.url)
+    address = urlsplit(bench.kvsup.url)
 
     with closing(socket.create_connection((address.hostname, address.port))) as half:
         half.sendall(
             b'POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\n{"mo'
         )
 
-    assert kvsup.client.get("/api/version").status_code == 200
-    assert _in_flight(kvsup) == 0
-    assert "Traceback" not in kvsup.log()
+    bench.is_as_before("/api/chat")
