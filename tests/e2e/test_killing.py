@@ -1,16 +1,11 @@
 """Kill what can be killed, in every state: no request is lost, no process is left."""
 
-import os
-import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import msgspec
@@ -20,76 +15,21 @@ import pytest
 from kvsup.runtime import orphans
 from kvsup.runtime.paths import run_dir
 from tests.conftest import StartKvsup
-from tests.running import RunningKvsup, eventually
-from tests.standin.script import LOAD, STANDIN, Steps, make_gate, n_starts, open_gate, write_script
-
-QUICK = "[restart]\nmin_delay = 0.05\nmax_delay = 0.1\n"
-HANGS: Steps = [["listen"], ["stage", 0.0], ["hang"]]
-LONG = {"num_predict": 300, "temperature": 0, "stop": []}
-
-
-def real(model: Path, rest: str = "") -> str:
-    """Return the file of a model that the real llama-server serves."""
-    return f'model = "{model}"\nthreads = 1\nnum_ctx = 512\n{rest}'
-
-
-def scripted(model: Path, script: str, rest: str = "") -> str:
-    """Return the file of a model that the stand-in serves."""
-    return f'model = "{model}"\nllama_server = "{STANDIN}"\n{script}\n{rest}'
-
-
-def chat(kvsup: RunningKvsup, *, n_predict: int = 8) -> httpx.Response:
-    """Chat with model ``m`` without streaming."""
-    body = {
-        "model": "m",
-        "messages": [{"role": "user", "content": "Say hello."}],
-        "options": {"num_predict": n_predict, "temperature": 0},
-        "stream": False,
-    }
-    return httpx.post(f"{kvsup.url}/api/chat", json=body, timeout=50, trust_env=False)
-
-
-def generate(kvsup: RunningKvsup, *, n_predict: int = 300) -> Any:
-    """Return a long stream of model ``m`` as a context manager."""
-    options = {**LONG, "num_predict": n_predict, "ignore_eos": True}
-    body = {"model": "m", "prompt": "Count: one, two, three,", "raw": True, "options": options}
-    return kvsup.client.stream("POST", "/api/generate", json=body)
-
-
-def state_of(kvsup: RunningKvsup) -> str:
-    """Return the state of model ``m``."""
-    return str(kvsup.models()["m"]["state"])
-
-
-def kill_child(kvsup: RunningKvsup) -> int:
-    """Send SIGKILL to the llama-server of model ``m`` and return its pid."""
-    pid = int(kvsup.models()["m"]["pid"])
-    psutil.Process(pid).kill()
-    return pid
-
-
-def kill(kvsup: RunningKvsup) -> None:
-    """Send SIGKILL to kvsup itself."""
-    kvsup.process.kill()
-    kvsup.process.wait()
-    kvsup.client.close()
-
-
-def starts_again(kvsup: RunningKvsup, model: Path) -> None:
-    """Start one that was killed, and let it answer: nothing of the earlier one is in its way."""
-    (kvsup.state / "kvsup.url").unlink()
-    kvsup.write("m", real(model))
-    kvsup.start()
-    assert kvsup.children() == []
-    assert list(run_dir(kvsup.state).glob("*.sock*")) == []
-    chat(kvsup).raise_for_status()
-
-
-def text_of(answer: "Future[httpx.Response]") -> str:
-    """Return the text of a chat that must have been answered."""
-    response = answer.result(timeout=50)
-    assert response.status_code == 200, response.text
-    return str(response.json()["message"]["content"])
+from tests.e2e.killing import (
+    HANGS,
+    QUICK,
+    chat,
+    generate,
+    kill,
+    kill_child,
+    real,
+    scripted,
+    starts_again,
+    state_of,
+    text_of,
+)
+from tests.running import eventually
+from tests.standin.script import LOAD, Steps, make_gate, n_starts, open_gate, write_script
 
 
 def test_kill_of_llama_server_in_its_load_answers_the_waiting_request(
@@ -203,68 +143,6 @@ def test_kill_of_kvsup_leaves_no_llama_server(
 
     eventually(lambda: kvsup.children() == [], timeout_s=2)
     starts_again(kvsup, smollm2)
-
-
-@pytest.mark.parametrize("state", ["draining", "stopping", "backoff"])
-def test_kill_of_kvsup_while_a_model_goes_leaves_no_llama_server(
-    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path, state: str
-) -> None:
-    """One that waits for its last stream, one that does not hear that it is to end, and none."""
-    deaf = write_script(
-        tmp_path / "s.json", starts=[[["ignore", "SIGTERM"], ["ignore", "exit line"], *LOAD]]
-    )
-    slowly = '[restart]\nmin_delay = 60\nmax_delay = 60\nmin_uptime = "1h"\n'
-    model = scripted(smollm2, deaf, 'stop_timeout = "1h"') if state == "stopping" else None
-    kvsup = start_kvsup({"m": model or real(smollm2, slowly)})
-
-    with ExitStack() as streams:
-        if state == "draining":
-            pieces = streams.enter_context(generate(kvsup, n_predict=400)).iter_raw()
-            next(pieces)
-        else:
-            chat(kvsup).raise_for_status()
-        if state == "backoff":
-            psutil.Process(int(kvsup.models()["m"]["pid"])).send_signal(signal.SIGSEGV)
-        else:
-            kvsup.client.post("/kvsup/stop", json={"model": "m"}).raise_for_status()
-        eventually(lambda: state_of(kvsup) == state)
-        kill(kvsup)
-
-    eventually(lambda: kvsup.children() == [], timeout_s=2)
-    starts_again(kvsup, smollm2)
-
-
-def test_kill_of_kvsup_before_its_child_is_a_llama_server_leaves_none_to_the_next(
-    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path
-) -> None:
-    """Nothing ends that child by itself, and no record tells of it: it is known by its socket."""
-    gate, reached, programs = tmp_path / "gate", tmp_path / "reached", tmp_path / "bin"
-    programs.mkdir()
-    (programs / "setpriv").write_text(
-        f"""#!/bin/sh
-case "$1" in --help) exec {shutil.which("setpriv")} --help ;; esac
-touch {reached}; while [ ! -e {gate} ]; do sleep 0.02; done
-exec {shutil.which("setpriv")} "$@"
-"""
-    )
-    (programs / "setpriv").chmod(stat.S_IRWXU)
-    line = write_script(tmp_path / "s.json", starts=[[["listen"], ["hang"]]])
-    kvsup = start_kvsup(
-        {"m": scripted(smollm2, line, "preload = true")},
-        environment={"PATH": f"{programs}:{os.environ['PATH']}"},
-    )
-    eventually(reached.exists)
-    (pid,) = [child.pid for child in kvsup.children()]
-    for record in run_dir(kvsup.state).glob("*.json"):
-        record.unlink()  # as if it had been killed just before it wrote that
-    kill(kvsup)
-    gate.touch()
-    eventually(lambda: any(run_dir(kvsup.state).glob("*.sock")))
-    assert [child.pid for child in kvsup.children()] == [pid]
-
-    starts_again(kvsup, smollm2)
-
-    assert f"killed a llama-server of an earlier run (pid {pid})" in kvsup.log()
 
 
 def test_start_reaps_what_an_earlier_kvsup_left(start_kvsup: StartKvsup, smollm2: Path) -> None:

@@ -104,7 +104,7 @@ def _neighbours(bench: Bench, model: str, n: int) -> Iterator[None]:
 
 
 @each_of(EVERY)
-def test_leaving_in_the_queue(bench: Bench, path: str, *, stream: bool) -> None:
+def test_leaving_in_the_queue_gives_the_place_up(bench: Bench, path: str, *, stream: bool) -> None:
     """Nobody waits for a client that is gone, and those who are served notice nothing."""
     model = bench.model(path)
     with _neighbours(bench, model, 2):
@@ -117,7 +117,9 @@ def test_leaving_in_the_queue(bench: Bench, path: str, *, stream: bool) -> None:
 
 
 @each_of(EVERY)
-def test_leaving_in_the_load(bench: Bench, path: str, *, stream: bool) -> None:
+def test_leaving_in_the_load_ends_the_lease_and_not_the_load(
+    bench: Bench, path: str, *, stream: bool
+) -> None:
     """A load belongs to the instance: its first client may leave, and it goes on."""
     model = bench.model(path)
     bench.unload(model)
@@ -134,10 +136,8 @@ def test_leaving_in_the_load(bench: Bench, path: str, *, stream: bool) -> None:
     bench.is_as_before(path)
 
 
-@pytest.mark.parametrize("n_beside", [0, 1], ids=["alone", "beside another"])
-@each_of(GENERATING)
-def test_leaving_in_the_prompt(bench: Bench, path: str, *, stream: bool, n_beside: int) -> None:
-    """The rest of the prompt is not read, although results of another slot keep coming."""
+def _leave_in_the_prompt(bench: Bench, path: str, *, stream: bool, n_beside: int) -> None:
+    """Leave; the rest of the prompt is not read."""
     with _neighbours(bench, "words", n_beside):
         before = bench.prompt_tokens_read()
         body = body_of(path, model="words", stream=stream, n_words=N_PROMPT_TOKENS)
@@ -152,11 +152,27 @@ def test_leaving_in_the_prompt(bench: Bench, path: str, *, stream: bool, n_besid
     bench.is_as_before(path)
 
 
+@each_of(GENERATING)
+def test_leaving_in_the_prompt_frees_the_slot_of_one_who_is_alone(
+    bench: Bench, path: str, *, stream: bool
+) -> None:
+    """Whether the client is shown the answer as it comes or not."""
+    _leave_in_the_prompt(bench, path, stream=stream, n_beside=0)
+
+
+@each_of(GENERATING)
+def test_leaving_in_the_prompt_frees_the_slot_while_another_streams(
+    bench: Bench, path: str, *, stream: bool
+) -> None:
+    """As above, although results of the other slot keep coming."""
+    _leave_in_the_prompt(bench, path, stream=stream, n_beside=1)
+
+
 @pytest.mark.parametrize("path", EMBEDDING)
 def test_leaving_while_texts_are_embedded(bench: Bench, path: str) -> None:
     """Its lease goes at once; llama-server takes no note, and works on at the texts of one call.
 
-    While results of its own come, it never looks for its client (b11434, ``wait_for_all``).
+    While results of its own come, it does not look for its client (seen on b11434).
     """
     with _request(bench, path, body_of(path, model="vectors", stream=False, n_texts=40)):
         eventually(lambda: bench.busy("vectors") > 0)
@@ -176,10 +192,8 @@ def test_leaving_at_the_first_byte(bench: Bench, path: str, *, stream: bool) -> 
     bench.is_as_before(path)
 
 
-@pytest.mark.parametrize("n_beside", [0, 1], ids=["alone", "beside another"])
-@each_of(GENERATING)
-def test_leaving_in_the_answer(bench: Bench, path: str, *, stream: bool, n_beside: int) -> None:
-    """The rest of it is not generated."""
+def _leave_in_the_answer(bench: Bench, path: str, *, stream: bool, n_beside: int) -> None:
+    """Leave; the rest of the answer is not generated."""
     with _neighbours(bench, "words", n_beside):
         with _request(bench, path, body_of(path, model="words", stream=stream)):
             eventually(lambda: [n > 10 for n in bench.decoded("words")] == [True] * (n_beside + 1))
@@ -188,6 +202,22 @@ def test_leaving_in_the_answer(bench: Bench, path: str, *, stream: bool, n_besid
             lambda: bench.busy("words") == n_beside == bench.in_flight("words"), timeout_s=FREED_S
         )
     bench.is_as_before(path)
+
+
+@each_of(GENERATING)
+def test_leaving_in_the_answer_frees_the_slot_of_one_who_is_alone(
+    bench: Bench, path: str, *, stream: bool
+) -> None:
+    """Whether the client is shown the answer as it comes or not."""
+    _leave_in_the_answer(bench, path, stream=stream, n_beside=0)
+
+
+@each_of(GENERATING)
+def test_leaving_in_the_answer_frees_the_slot_while_another_streams(
+    bench: Bench, path: str, *, stream: bool
+) -> None:
+    """As above, although results of the other slot keep coming."""
+    _leave_in_the_answer(bench, path, stream=stream, n_beside=1)
 
 
 @each_of(EVERY)
