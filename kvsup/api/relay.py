@@ -156,9 +156,10 @@ async def _carried(
                 with survival.on(upstream):
                     return await attempt(upstream, survival)
             except UpstreamError as error:  # noqa: PERF203 - once a process
-                upstream = await survival.successor(error, upstream)
+                await survival.see_end(error, upstream)
                 if not await reopen(error):
                     raise survival.lost(error) from error
+                upstream = await survival.upstream()
 
 
 class _Passage:

@@ -84,19 +84,26 @@ class Survival:
             raise
         docket.ends(self._case, upstream)
 
-    async def successor(self, error: UpstreamError, upstream: Upstream) -> Upstream:
-        """Return where to run again what broke off with ``error`` on ``upstream``.
+    async def see_end(self, error: UpstreamError, upstream: Upstream) -> None:
+        """Learn how the process behind ``upstream`` ended, on which it broke off with ``error``.
 
         Raises:
             Poisoned: the process died of it.
-            UpstreamError: it breaks off although its process lives.
-            InstanceError: no process comes up.
+            UpstreamError: it breaks off again and again although its process lives.
         """
         if self._broke_at_s is None:
             self._broke_at_s = time.monotonic()
-        if not isinstance(error, Diverged):
-            await self._see_end(error, upstream)
-        return await self.upstream()
+        if isinstance(error, Diverged):
+            return
+        if isinstance(error, NotListening):
+            self._instance.is_deaf(upstream)
+        self._end = await self._instance.end_of(upstream)
+        if self._case.verdict is not None:
+            raise self._case.verdict
+        if self._end is None:
+            self._n_breaks += 1
+            if self._n_breaks >= MAX_BREAKS:
+                raise error
 
     def went_on(self, how: events.Rescue, n_tokens: int) -> None:
         """Tell that its answer goes on, of which the client had ``n_tokens``."""
@@ -120,14 +127,3 @@ class Survival:
         return UpstreamError(
             f"llama-server ended in the middle of this answer: {self.why}{diverged}"
         )
-
-    async def _see_end(self, error: UpstreamError, upstream: Upstream) -> None:
-        if isinstance(error, NotListening):
-            self._instance.is_deaf(upstream)
-        self._end = await self._instance.end_of(upstream)
-        if self._case.verdict is not None:
-            raise self._case.verdict
-        if self._end is None:
-            self._n_breaks += 1
-            if self._n_breaks >= MAX_BREAKS:
-                raise error
