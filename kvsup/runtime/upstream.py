@@ -128,6 +128,11 @@ class Response(asyncio.Protocol):
         is_over = self._is_complete or self._is_paused or self._error is not None
         return self._is_of_the_loop and not is_over
 
+    def post(self, request: bytes) -> None:
+        """Send the request, unless the connection is gone already, as ``head`` then tells."""
+        if self.transport is not None and not self.transport.is_closing():  # uvloop would raise
+            self.transport.write(request)
+
     def abort(self) -> None:
         """Close at once; llama-server takes that as its client leaving."""
         if self.transport is not None:
@@ -189,8 +194,7 @@ class Upstream:
             raise UpstreamError(f"cannot connect to {self.socket}: {error}") from error
         self._open.add(response)
         try:
-            assert response.transport is not None  # noqa: S101 - connection_made has run
-            response.transport.write(
+            response.post(
                 _request(method, target, headers, body if isinstance(body, bytes) else await body())
             )
             await response.head

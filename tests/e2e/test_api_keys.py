@@ -246,7 +246,7 @@ def test_reload_takes_up_new_keys_and_a_wrong_file_changes_none(
 
         path.write_text(KEYS.replace("[phone]", f'[tablet]\nkey = "{OTHER}"\n[phone]\nscop = 1'))
         code, message = failure(running, "reload")
-        assert code == 2
+        assert code == 1
         assert "phone.scop: unknown key" in message
         assert (status(INFER), status(OTHER)) == (200, 401)
 

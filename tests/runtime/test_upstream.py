@@ -3,7 +3,7 @@
 import asyncio
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,9 +32,10 @@ async def serving(serve: Serve) -> AsyncIterator[Upstream]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
-        await reader.readuntil(b"\r\n\r\n")
         try:
-            await serve(reader, writer)
+            with suppress(asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+                await serve(reader, writer)
         finally:
             writer.close()
 
@@ -260,3 +261,19 @@ async def test_answer_before_the_request_was_read_is_delivered() -> None:
 
     async with serving(serve) as upstream:
         assert await upstream.fetch("POST", "/", body=b"x" * 100) == (413, b"big")
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})])
+async def test_process_that_ends_while_the_body_is_read_is_a_broken_connection() -> None:
+    """A large one is read from disk: uvloop raises where a closed transport is written to."""
+
+    async def body() -> bytes:
+        upstream.close_all()
+        await checkpoint()
+        return b"{}"
+
+    async with serving(sending(WHOLE)) as upstream:
+        with pytest.raises(UpstreamError, match="closed the connection"):
+            async with upstream.stream("POST", "/", body=body):
+                pass
+        assert upstream.n_open == 0
