@@ -4,6 +4,7 @@ A decoder of C code neither yields to the event loop nor stops, so what is too m
 before, by means that are quick at any size: text is counted and cut by C code, with no recursion.
 """
 
+import re
 from array import array
 from itertools import accumulate
 
@@ -21,17 +22,23 @@ _CONTAINER_VALUES = 4
 FEW_BYTES = 1 << 20
 """A body as small as this cannot hold too many values."""
 
+_FIRST = re.compile(rb"[^ \t\r\n\xef\xbb\xbf]")
+"""Finds what stands behind the blanks, and the byte order mark, that decoders skip."""
+
 _STEPS = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in range(256))
 """What each byte does to the depth, as a signed byte."""
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 def check_json(body: bytes) -> None:
-    """Raise if ``body`` is JSON that nests too deep or holds too much; whatever else is no matter.
+    """Raise if ``body`` is JSON that nests too deep or holds too much; whatever else passes.
 
     Raises:
         RequestError: it does.
     """
+    first = _FIRST.search(body)
+    if first is None or first[0] not in {b"[", b"{"}:
+        return
     if len(body) <= FEW_BYTES and body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     bare = _without_escapes(body)
@@ -43,7 +50,8 @@ def check_json(body: bytes) -> None:
         raise _too_many()
     if n_opened > MAX_DEPTH:
         steps = array("b", structure.translate(_STEPS, _NO_BRACKETS))
-        if max(accumulate(steps)) > MAX_DEPTH:
+        # Behind twice as many as were opened, the depth is below zero.
+        if max(accumulate(steps[: 2 * n_opened])) > MAX_DEPTH:
             raise RequestError(f"the body nests deeper than {MAX_DEPTH} levels")
 
 

@@ -52,7 +52,11 @@ def show(n_bytes: int) -> bytes:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("body", "text"),
-    [(DEEP, "nests deeper than 128 levels"), (MANY, "holds more than 1000000 values")],
+    [
+        (DEEP, "nests deeper than 128 levels"),
+        (b" " * 100 + DEEP, "nests deeper than 128 levels"),
+        (MANY, "holds more than 1000000 values"),
+    ],
 )
 def test_json_that_nests_or_holds_too_much_is_400(
     kvsup: RunningKvsup, path: str, body: bytes, text: str

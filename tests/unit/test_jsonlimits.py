@@ -1,6 +1,9 @@
 """Bounds on JSON: held against a reader that looks at each byte."""
 
 import json
+from array import array
+from collections.abc import Iterator
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
@@ -91,7 +94,36 @@ def test_json_of_honest_clients_passes(body: bytes) -> None:
         (b"[" + b"{}," * (30 << 20) + b"{}]", "holds more than 1000000 values"),
     ],
 )
-def test_json_that_a_decoder_would_pay_for_is_refused(body: bytes, text: str) -> None:
-    """In words."""
+@pytest.mark.parametrize("blanks", [b"", b" " * 100, b"\r\n\t " * (1 << 19), b"\xef\xbb\xbf "])
+def test_json_that_a_decoder_would_pay_for_is_refused(
+    body: bytes, text: str, blanks: bytes
+) -> None:
+    """In words, whatever stands before it that a decoder skips."""
     with pytest.raises(RequestError, match=text):
-        check_json(body)
+        check_json(blanks + body)
+
+
+@pytest.mark.parametrize("start", [b"--boundary\r\n", b"\x0b", b'"', b"\x1f\x8b"])
+def test_what_is_no_array_or_object_passes(start: bytes) -> None:
+    """Forms, sounds and single texts may have any bytes."""
+    check_json(start + b"[" * 5000)
+
+
+def test_brackets_that_close_nothing_are_not_walked_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Megabytes of them would hold up every thread of Python."""
+    n_walked = []
+
+    def counting(steps: "array[int]") -> Iterator[int]:
+        n_walked.append(len(steps))
+        return accumulate(steps)
+
+    monkeypatch.setattr(jsonlimits, "accumulate", counting)
+    n_opened = MAX_DEPTH + 1
+
+    with pytest.raises(RequestError, match="nests deeper than 128"):
+        check_json(b"[" * n_opened + b"]" * (5 << 20))
+    check_json(b"[]" * n_opened + b"]" * (5 << 20))
+
+    assert n_walked == [2 * n_opened] * 2
