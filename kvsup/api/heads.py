@@ -82,6 +82,8 @@ def has_bare_line_feed(head: bytes, *, start: int = 0) -> bool:
 
 def _checked_target(method: bytes, target: bytes, *, host: bytes | None) -> str:
     """Return the path of a request's target, which must leave no doubt for whom it is."""
+    if method == b"CONNECT":
+        raise BadHead("it asks for a tunnel; kvsup is no proxy", path=_path_of(target))
     if b"#" in target:
         raise BadHead("its target has a fragment", path=_path_of(target))
     if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):

@@ -245,10 +245,8 @@ class Protocol(HttpToolsProtocol):
         self._body_bytes = self._beside_body_bytes = 0
         self._started_s = self._progress_s = self.loop.time()
         self._stop_waiting()
-        if b"pgrade:" in head:
-            # Java's client offers HTTP/2 with its first request, and uvicorn then loses its body.
-            head = _OFFER.sub(rb"\1x-offered:", head)
-        self._parse(head + _END)
+        # Java's client offers HTTP/2 with its first request, and uvicorn then loses its body.
+        self._parse(_OFFER.sub(rb"\1x-offered:", head) + _END)
         if self._is_in_message and not self._is_deaf:
             self._wait(self._body_is_late)
         return True

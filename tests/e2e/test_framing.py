@@ -57,6 +57,8 @@ def chunked(data: bytes, *fields: str) -> bytes:
         request("POST /api/show", BODY, "Host: evil.example"),
         request("POST http://evil.example/api/show", BODY),
         request("CONNECT localhost:80"),
+        request("CONNECT /api/version"),
+        request("CONNECT http://localhost/api/version"),
         request("GET localhost:80"),
         request("GET /api/version#fragment"),
         request("GET /api/version\0"),
@@ -134,6 +136,16 @@ def test_head_that_is_as_large_as_it_may_be_is_read(kvsup: RunningKvsup) -> None
         b"\r\n" + request("POST /api/show", BODY),
         request("POST http://LOCALHOST/api/show", BODY),
         request("POST /api/show", BODY, "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"),
+        *(
+            request("POST /api/show", BODY, f"{name}: h2c", is_last=False).replace(
+                b"Host:", b"Connection: close, Upgrade\r\nHost:"
+            )
+            for name in ("Upgrade", "UPGRADE", "uPGRADE")
+        ),
+        chunked(
+            b"d\r\n" + BODY + b"\r\n0\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
+            "Connection: close",
+        ),
         request("POST /api/show", BODY, "Expect: 100-continue").replace(b"100-", b"x-"),
         chunked(b"d;ext=1\r\n" + BODY + b"\r\n0\r\n\r\n", "Connection: close"),
         chunked(b"000d\r\n" + BODY + b"\r\n0\r\nX-Api-Key: a\r\n\r\n", "Connection: close"),
