@@ -2,7 +2,7 @@
 
 Two holes in those are closed: on a server that other machines can reach and that asks for no keys,
 a page whose name was led to it by DNS would be of the same origin; and pages of any origin may load
-what they show, such as an image, from a path that starts a model.
+what they show, such as an image or a frame, from a path that starts a model.
 """
 
 from collections.abc import Callable, Collection
@@ -79,10 +79,15 @@ class Guard:
 def _is_shown_elsewhere(headers: Headers) -> bool:
     """Say whether a page of another site loads this as a part of itself, not by a script of it.
 
-    Browsers say so to loopback addresses; they send no Origin then (Fetch Metadata, W3C).
+    Browsers say so to loopback addresses; they send no Origin then. A frame navigates as a link
+    does, but not to a document of its own (Fetch Metadata, W3C).
     """
     is_foreign = headers.get("sec-fetch-site") == "cross-site"
-    return is_foreign and headers.get("sec-fetch-mode") != "navigate"
+    is_followed = (
+        headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest", "document") == "document"
+    )
+    return is_foreign and not is_followed
 
 
 def _adding(send: Send, extra: list[tuple[str, str]]) -> Send:

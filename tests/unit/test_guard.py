@@ -81,21 +81,30 @@ async def test_name_that_was_led_to_loopback_is_refused_with_an_origin_or_withou
 
 
 @pytest.mark.parametrize(
-    ("site", "mode", "expected"),
+    ("site", "mode", "dest", "expected"),
     [
-        ("cross-site", "no-cors", 403),
-        ("cross-site", "websocket", 403),
-        ("cross-site", "navigate", 200),
-        ("same-site", "no-cors", 200),
-        ("same-origin", "cors", 200),
-        ("none", "navigate", 200),
+        ("cross-site", "no-cors", "image", 403),
+        ("cross-site", "no-cors", "script", 403),
+        ("cross-site", "websocket", "websocket", 403),
+        ("cross-site", "navigate", "iframe", 403),
+        ("cross-site", "navigate", "frame", 403),
+        ("cross-site", "navigate", "object", 403),
+        ("cross-site", "navigate", "embed", 403),
+        ("cross-site", "navigate", "document", 200),
+        ("cross-site", "navigate", None, 200),
+        ("same-site", "no-cors", "image", 200),
+        ("same-origin", "cors", "empty", 200),
+        ("same-origin", "navigate", "iframe", 200),
+        ("none", "navigate", "document", 200),
     ],
 )
-async def test_image_or_script_of_a_foreign_page_starts_no_model(
-    site: str, mode: str, expected: int
+async def test_image_script_or_frame_of_a_foreign_page_starts_no_model(
+    site: str, mode: str, dest: str | None, expected: int
 ) -> None:
     """Browsers send no Origin with it; a person who follows a link is served."""
     sent = {"host": "127.0.0.1:11434", "sec_fetch_site": site, "sec_fetch_mode": mode}
+    if dest is not None:
+        sent["sec_fetch_dest"] = dest
 
     assert await _status(sent, loopback=True, method="GET") == expected
 
