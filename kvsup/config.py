@@ -13,7 +13,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from kvsup.kvtypes import F16, FlashAttention, KVPair
 from kvsup.measures import Goal
 
-Kind = Literal["duration", "size", "pair"]
+Kind = Literal["duration", "timeout", "size", "pair"]
+"""A timeout is a duration that may not be 0."""
 
 
 def _kind(kind: Kind, description: str, *, auto: str | None = None) -> Meta:
@@ -276,15 +277,15 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = field(default=None, name="max_bodies_memory")
     client_timeout_s: Annotated[
         float,
-        _kind("duration", "Time for the head of a request, and for each next part of its body."),
+        _kind("timeout", "Time for the head of a request, and for each next part of its body."),
     ] = field(default=60.0, name="client_timeout")
     idle_timeout_s: Annotated[
-        float, _kind("duration", "Time that a connection without a request stays open.")
+        float, _kind("timeout", "Time that a connection without a request stays open.")
     ] = field(default=120.0, name="idle_timeout")
     slow_reader_timeout_s: Annotated[
         float,
         _kind(
-            "duration",
+            "timeout",
             'Time after which a client that takes none of its answer is cut; "-1": never.',
         ),
     ] = field(default=600.0, name="slow_reader_timeout")

@@ -76,8 +76,8 @@ class _Decoder:
 
     def _value(self, annotation: Any, value: Any, where: str) -> Any:
         kind = _kind(annotation)
-        if kind == "duration":
-            return parse_duration_setting(value)
+        if kind in {"duration", "timeout"}:
+            return _duration_s(value, may_be_zero=kind == "duration")
         if kind == "size":
             return None if value == "auto" and _optional(annotation) else parse_bytes(value)
         if kind == "pair":
@@ -186,6 +186,13 @@ def overlay(base: Table, table: Table) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _duration_s(value: object, *, may_be_zero: bool) -> float:
+    seconds = parse_duration_setting(value)
+    if seconds == 0 and not may_be_zero:
+        raise ValueError('0 is no time at all; write e.g. "1m", or "-1" for ever')
+    return seconds
 
 
 def _metas(annotation: Any) -> tuple[Any, ...]:

@@ -10,12 +10,14 @@ from kvsup.units import format_bytes, format_duration
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
+_DURATION = {
+    "type": ["string", "number"],
+    "pattern": r"^-?\d",
+    "examples": ["5m", "1h30m", 300, "-1"],
+}
 _KINDS: dict[str, dict[str, Any]] = {
-    "duration": {
-        "type": ["string", "number"],
-        "pattern": r"^-?\d",
-        "examples": ["5m", "1h30m", 300, "-1"],
-    },
+    "duration": _DURATION,
+    "timeout": _DURATION,
     "size": {"type": ["string", "integer"], "examples": ["8GiB", "512MiB"]},
     "pair": {"type": "string", "examples": ["q8_0:q5_1", "f16:f16", "q8_0"]},
 }
@@ -86,7 +88,7 @@ def _default(info: Any, kind: str | None) -> Any:
     value = info.default
     if value in (NODEFAULT, msgspec.UNSET, None, ""):
         return None
-    if kind == "duration":
+    if kind in {"duration", "timeout"}:
         return format_duration(value)
     if kind == "size":
         return format_bytes(value).replace(" ", "")

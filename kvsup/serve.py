@@ -4,6 +4,7 @@ import errno
 import fcntl
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -136,7 +137,7 @@ class Supervisor:
                 access_log=False,
                 server_header=False,
                 date_header=False,
-                timeout_keep_alive=min(_LONG_S, int(host.idle_timeout_s)),
+                timeout_keep_alive=math.ceil(min(_LONG_S, host.idle_timeout_s)),
                 timeout_graceful_shutdown=None,
             )
         )

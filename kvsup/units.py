@@ -36,6 +36,8 @@ def parse_duration(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"Unsupported type: '{_go_type(value)}'")
     if not isinstance(value, str):
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f'time: invalid duration "{value}"')
         return FOREVER_S if value < 0 or value > _MAX_S else float(value)
     text = value.strip()
     negative = text.startswith("-")

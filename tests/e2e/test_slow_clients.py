@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import StartKvsup
 from tests.e2e.sockets import connect, hear, request, say
 from tests.running import RunningKvsup, eventually
 
@@ -93,6 +94,17 @@ def test_connection_between_two_requests_is_closed_after_its_time(impatient: Run
     heard = say(impatient, request("GET /api/version", is_last=False))
 
     assert heard.statuses == [200]
+
+
+def test_client_may_be_waited_for_for_ever(start_kvsup: StartKvsup, smollm2: Path) -> None:
+    """Each kind of waiting."""
+    keys = ("client_timeout", "idle_timeout", "slow_reader_timeout")
+    kvsup = start_kvsup(
+        {"m": TWO_SLOTS.format(path=smollm2)}, host="".join(f'{key} = "-1"\n' for key in keys)
+    )
+    version = request("GET /api/version", is_last=False)
+
+    assert say(kvsup, version + request("POST /api/show", BODY)).statuses == [200, 200]
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])

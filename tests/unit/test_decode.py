@@ -268,6 +268,22 @@ def test_decode_host_of_wrong_values_names_file_lines_and_variables() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["client_timeout", "idle_timeout", "slow_reader_timeout"])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("0", '0 is no time at all; write e.g. "1m", or "-1" for ever'),
+        ('"0s"', '0 is no time at all; write e.g. "1m", or "-1" for ever'),
+        ("nan", f'time: invalid duration "nan"; {WRITE_DURATION}'),
+    ],
+)
+def test_decode_of_no_time_for_a_client_says_what_to_write(key: str, value: str, says: str) -> None:
+    """Elsewhere 0 means no limit, or at once: here it would close every connection."""
+    _, problems = decode_host(_source(f"{key} = {value}", "kvsup.toml"), _environment())
+
+    assert [str(problem) for problem in problems] == [f"kvsup.toml:1: {key}: {says}"]
+
+
 def test_decode_of_a_fallback_gives_its_steps_and_a_variant_has_its_own() -> None:
     """A list in a variant replaces that of the model; without one it is inherited."""
     models = _models(

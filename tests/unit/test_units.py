@@ -26,6 +26,8 @@ from kvsup.units import (
         (0.5, 0.5),
         (-1, FOREVER_S),
         (-0.5, FOREVER_S),
+        (math.inf, FOREVER_S),
+        (10**400, FOREVER_S),
         ("0", 0.0),
         ("0s", 0.0),
         ("300ms", 0.3),
@@ -62,6 +64,7 @@ def test_parse_duration_of_a_number_or_go_text_is_seconds(value: object, expecte
         (True, "Unsupported type: 'bool'"),
         ({}, "Unsupported type: 'map[string]interface {}'"),
         ([1], "Unsupported type: '[]interface {}'"),
+        (math.nan, 'time: invalid duration "nan"'),
     ],
 )
 def test_parse_duration_of_something_else_raises_in_go_words(value: object, text: str) -> None:
