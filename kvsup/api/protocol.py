@@ -23,7 +23,7 @@ from kvsup.api.heads import MAX_HEAD_BYTES, BadHead, has_bare_line_feed, read_he
 logger = logging.getLogger(__name__)
 
 MIN_BODY_RATE_BYTES = 1024
-"""A second of which a body may take without being late."""
+"""What must come of a body in each second."""
 
 _LINGER_S = 10.0
 _MAX_BESIDE_BODY_BYTES = 64 << 10
@@ -91,8 +91,8 @@ class Protocol(HttpToolsProtocol):
         self._is_deaf = False
         """What comes is read and dropped until the client closes."""
         self._beside_body_bytes = 0
-        self._body_bytes = 0
-        self._started_s = self._progress_s = 0.0
+        self._body_due_s = 0.0
+        """When the body is late, unless more of it comes before."""
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -177,9 +177,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
-        self._body_bytes += len(body)
         self._beside_body_bytes = 0
-        self._progress_s = self.loop.time()
+        paid_s = len(body) / MIN_BODY_RATE_BYTES
+        self._body_due_s = min(self._body_due_s + paid_s, self._due_s())
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -242,8 +242,8 @@ class Protocol(HttpToolsProtocol):
             self._refuse(error.status, f"malformed request: {error}")
             return False
         self._path, self._body_left = judged.path, judged.body_bytes
-        self._body_bytes = self._beside_body_bytes = 0
-        self._started_s = self._progress_s = self.loop.time()
+        self._beside_body_bytes = 0
+        self._body_due_s = self._due_s()
         self._stop_waiting()
         # Java's client offers HTTP/2 with its first request, and uvicorn then loses its body.
         self._parse(_OFFER.sub(rb"\1x-offered:", head) + _END)
@@ -271,6 +271,10 @@ class Protocol(HttpToolsProtocol):
         if self._patience.client_timeout_s < float("inf"):
             self._late = self.loop.call_later(self._patience.client_timeout_s, then)
 
+    def _due_s(self) -> float:
+        """Return until when a client is waited for that has done all it must."""
+        return self.loop.time() + self._patience.client_timeout_s
+
     def _stop_waiting(self) -> None:
         if self._late is not None:
             self._late.cancel()
@@ -285,14 +289,10 @@ class Protocol(HttpToolsProtocol):
 
     def _body_is_late(self) -> None:
         self._late = None
-        patience_s = self._patience.client_timeout_s
-        paid_s = self._body_bytes / MIN_BODY_RATE_BYTES
-        due_s = patience_s + min(self._progress_s, self._started_s + paid_s)
-        now_s = self.loop.time()
         if self.flow.read_paused:  # it is we who do not read
-            due_s = now_s + patience_s
-        if due_s > now_s:
-            self._late = self.loop.call_later(due_s - now_s, self._body_is_late)
+            self._body_due_s = self._due_s()
+        if self._body_due_s > self.loop.time():
+            self._late = self.loop.call_at(self._body_due_s, self._body_is_late)
         else:
             self._refuse(408, "the body of the request did not come in time")
 

@@ -124,15 +124,21 @@ def test_body_that_stops_is_408_in_the_shape_of_its_api(
     assert json.loads(heard.body)["type"] == "error"
 
 
-@pytest.mark.parametrize("is_head", [True, False])
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET / HTTP/1.1\r\nX: ",
+        request("POST /api/show", length=1 << 20),
+        request("POST /api/show", b"x" * (4 << 20), length=5 << 20),
+    ],
+    ids=["head", "body", "end of a body"],
+)
 def test_client_that_sends_a_byte_now_and_then_is_given_up(
-    impatient: RunningKvsup,
-    is_head: bool,  # noqa: FBT001
+    impatient: RunningKvsup, start: bytes
 ) -> None:
-    """Each byte is progress, but not enough of it."""
-    start = request("POST /api/show", length=1 << 20)
+    """Each byte is progress, but not enough of it, however much came at once before."""
     with closing(connect(impatient)) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nX: " if is_head else start)
+        connection.sendall(start)
         connection.settimeout(0.1)
         answer = b""
         while not answer:
