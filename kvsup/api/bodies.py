@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import anyio
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.types import Receive
@@ -31,6 +32,8 @@ class BodyRoom:
         self.keeping = Keeping(folder)
         self._max_bodies_bytes = max_bodies_bytes
         self.held_bytes = 0
+        self.unpacking = anyio.Lock()
+        """Held while a body is unpacked, since it can be counted only then: one at a time."""
 
     @contextmanager
     def share(self) -> Iterator["Share"]:
@@ -103,9 +106,10 @@ class Share:
         """
         body = await self._received(request, receive)
         if coding := request.headers.get("content-encoding", ""):
-            whole = partial(decoded, body, coding, max_bytes=self._room.max_body_bytes)
-            body = await to_thread.run_sync(whole)
-            self.grow(len(body))
+            unpack = partial(decoded, body, coding, max_bytes=self._room.max_body_bytes)
+            async with self._room.unpacking:
+                body = await to_thread.run_sync(unpack)
+                self.grow(len(body))
         if len(body) <= FEW_BYTES:
             check_json(body)
         else:
