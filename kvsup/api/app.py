@@ -90,7 +90,10 @@ def create_app(
     """
     most_bytes = host.max_bodies_memory_bytes or 4 * host.max_body_bytes
     room = BodyRoom(
-        max_body_bytes=host.max_body_bytes, max_bodies_bytes=most_bytes, folder=state_dir
+        max_body_bytes=host.max_body_bytes,
+        max_bodies_bytes=most_bytes,
+        patience_s=host.client_timeout_s,
+        folder=state_dir,
     )
     routes = _routes(fleet, store, chronicle, room=room, images=Images(host.image_hosts))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})

@@ -24,11 +24,17 @@ class BodiesFull(CapacityError):  # noqa: N818 - it says what is
 class BodyRoom:
     """How much memory bodies take: each from its first byte until its request has ended.
 
-    One that lies in a file of ``folder`` takes none.
+    One that lies in a file of ``folder`` takes none. One that is still coming after ``patience_s``
+    gives way to others, so that a few slow clients keep nobody out.
     """
 
-    def __init__(self, *, max_body_bytes: int, max_bodies_bytes: int, folder: Path) -> None:
+    def __init__(
+        self, *, max_body_bytes: int, max_bodies_bytes: int, patience_s: float, folder: Path
+    ) -> None:
         self.max_body_bytes = max_body_bytes
+        self._patience_s = patience_s
+        self._coming: dict[Share, float] = {}
+        """Those whose bodies are still coming, and when each began."""
         self.keeping = Keeping(folder)
         self._max_bodies_bytes = max_bodies_bytes
         self.held_bytes = 0
@@ -45,11 +51,15 @@ class BodyRoom:
             share.close()
 
     def take(self, n_bytes: int) -> None:
-        """Count bytes in.
+        """Count bytes in; those that come slowly give way to them, the largest first.
 
         Raises:
             BodiesFull: there is no room for them.
         """
+        while self.held_bytes + n_bytes > self._max_bodies_bytes and (slow := self._slow()):
+            largest = max(slow, key=lambda share: share.n_bytes)
+            del self._coming[largest]
+            largest.give_way()
         if self.held_bytes + n_bytes > self._max_bodies_bytes:
             raise BodiesFull(
                 f"request bodies take {format_bytes(self.held_bytes)} together, and "
@@ -58,19 +68,35 @@ class BodyRoom:
             )
         self.held_bytes += n_bytes
 
+    @contextmanager
+    def arrival(self, share: "Share") -> Iterator[None]:
+        """Let the body of ``share`` come."""
+        self._coming[share] = anyio.current_time()
+        try:
+            yield
+        finally:
+            self._coming.pop(share, None)
+
+    def _slow(self) -> list["Share"]:
+        started_s = anyio.current_time() - self._patience_s
+        return [
+            share for share, at_s in self._coming.items() if at_s <= started_s and share.n_bytes
+        ]
+
 
 class Share:
     """What one request holds of the room."""
 
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
-        self._n_bytes = 0
+        self.n_bytes = 0
+        self._arrival = anyio.CancelScope()
         self._kept: Kept | None = None
 
     def grow(self, n_bytes: int) -> None:
         """Count bytes in; raises as ``BodyRoom.take``."""
         self._room.take(n_bytes)
-        self._n_bytes += n_bytes
+        self.n_bytes += n_bytes
 
     async def keep(self, body: bytes) -> Kept:
         """Return ``body`` kept until the request ends, or another is kept in its place.
@@ -85,6 +111,11 @@ class Share:
             self._give_back()
         return kept
 
+    def give_way(self) -> None:
+        """Let the body go that is still coming."""
+        self._arrival.cancel()
+        self._give_back()
+
     def close(self) -> None:
         """Forget the body."""
         if self._kept is not None:
@@ -92,19 +123,25 @@ class Share:
         self._give_back()
 
     def _give_back(self) -> None:
-        self._room.held_bytes -= self._n_bytes
-        self._n_bytes = 0
+        self._room.held_bytes -= self.n_bytes
+        self.n_bytes = 0
 
     async def read(self, request: Request, receive: Receive) -> bytes:
         """Return the body of ``request``, decoded and checked.
 
         Raises:
             TooLarge: it is larger than ``max_body``, as sent or decoded.
-            BodiesFull: there is no room for it now.
+            BodiesFull: there is no room for it now, or no longer.
             RequestError: it is not coded as it says, nests too deep or holds too many values.
             ConnectionError: the client left before its end.
         """
-        body = await self._received(request, receive)
+        with self._arrival, self._room.arrival(self):
+            body = await self._received(request, receive)
+        if self._arrival.cancel_called:
+            raise BodiesFull(
+                "the request body came slowly, and others needed its room; please try again "
+                "(max_bodies_memory in kvsup.toml)"
+            )
         if coding := request.headers.get("content-encoding", ""):
             unpack = partial(decoded, body, coding, max_bytes=self._room.max_body_bytes)
             async with self._room.unpacking:

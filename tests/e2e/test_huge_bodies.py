@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.conftest import StartKvsup
 from tests.e2e.sockets import connect, hear, request, say
 from tests.running import RunningKvsup, eventually
 
@@ -103,6 +104,27 @@ def test_bodies_that_are_too_much_together_are_503_until_there_is_room(
     assert "request bodies take" in text_of(refused[-1].content)
     assert "max_bodies_memory" in text_of(refused[-1].content)
     eventually(lambda: kvsup.client.post("/api/show", content=body).status_code == 200)
+
+
+def test_body_that_comes_slowly_gives_way_to_one_that_needs_its_room(
+    start_kvsup: StartKvsup, smollm2: Path
+) -> None:
+    """Once it is late: fast enough not to be given up, it would hold the room for hours."""
+    models = {"m": MODEL.format(path=smollm2)}
+    kvsup = start_kvsup(models, host=f'{LIMITS}client_timeout = "3s"\n')
+    body = show(15 * MIB)
+    with closing(connect(kvsup)) as slow:
+        slow.sendall(request("POST /api/show", body[: 12 * MIB], length=len(body)))
+
+        def is_served() -> bool:
+            slow.sendall(b"x" * 2048)
+            return kvsup.client.post("/api/show", content=body).status_code == 200
+
+        eventually(is_served)
+        heard = hear(slow)
+
+    assert heard.statuses == [503]
+    assert "came slowly, and others needed its room" in text_of(heard.body)
 
 
 def test_thousand_large_requests_leave_no_memory_behind(kvsup: RunningKvsup) -> None:

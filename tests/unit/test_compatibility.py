@@ -138,7 +138,7 @@ def _app_routes() -> list[Route]:
         Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None),
         store,
         Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None),
-        room=BodyRoom(max_body_bytes=1024, max_bodies_bytes=4096, folder=nowhere),
+        room=BodyRoom(max_body_bytes=1024, max_bodies_bytes=4096, patience_s=60.0, folder=nowhere),
         images=Images(()),
     )
     return [route for route in routes if isinstance(route, Route)]
