@@ -9,11 +9,13 @@ import base64
 import ipaddress
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-import anyio
+import anyio.to_thread
 import httpx
 
 from kvsup.errors import RequestError
@@ -36,6 +38,10 @@ _MAGIC = (
 """What is an image is told by its bytes, not by whoever sends it."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that has been given out for the public Internet (IANA, RFC 4291 section 2.4)."""
+_RESERVED = tuple(ipaddress.ip_network(text) for text in ("192.0.0.0/24", "3fff::/20"))
+"""What Python 3.11 takes for global, and IANA does not."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -58,7 +64,10 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
-    return address.is_global and not address.is_multicast
+        if address not in _GLOBAL_UNICAST:
+            return False
+    is_reserved = any(address in network for network in _RESERVED)
+    return address.is_global and not address.is_multicast and not is_reserved
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
@@ -77,6 +86,7 @@ class Images:
     def __init__(self, hosts: Sequence[str], *, resolve: Resolve = resolve) -> None:
         self._hosts = [host.lower() for host in hosts]
         self._resolve = resolve
+        self._tls: ssl.SSLContext | None = None
 
     @property
     def is_on(self) -> bool:
@@ -98,10 +108,13 @@ class Images:
             raise RequestError(f"image URL: {_shown(url)} cannot be fetched") from error
 
     async def _fetched(self, url: str) -> Image:
+        if self._tls is None:  # reading the certificates takes longer than others may wait
+            make = partial(httpx.create_ssl_context, trust_env=False)
+            self._tls = await anyio.to_thread.run_sync(make)
         for _ in range(_MAX_REDIRECTS + 1):
             host, target = await self._checked(url)
             async with (
-                httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as client,
+                httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=self._tls) as client,
                 client.stream(
                     "GET",
                     target,

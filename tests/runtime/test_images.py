@@ -2,11 +2,13 @@
 
 import base64
 import ipaddress
+import ssl
 import struct
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -122,6 +124,28 @@ async def test_redirect_is_followed_to_listed_hosts(internet: Internet) -> None:
 
 
 @pytest.mark.usefixtures("loopback_is_public")
+async def test_certificates_are_read_once_and_beside_the_event_loop(
+    internet: Internet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes as long as a stream may not wait."""
+    readers = []
+    read = ssl.create_default_context
+
+    def reading(**arguments: Any) -> ssl.SSLContext:
+        readers.append(threading.get_ident())
+        return read(**arguments)
+
+    monkeypatch.setattr(ssl, "create_default_context", reading)
+    fetcher = internet.images("good.example")
+
+    await fetcher.fetch(internet.url(f"redirect/{internet.url('a.png')}"))
+    await fetcher.fetch(internet.url("b.png"))
+
+    assert len(readers) == 1
+    assert threading.get_ident() not in readers
+
+
+@pytest.mark.usefixtures("loopback_is_public")
 @pytest.mark.parametrize(
     ("path", "text"),
     [
@@ -156,7 +180,8 @@ async def test_what_is_no_image_or_leads_elsewhere_is_refused(
         "169.254.169.254", "192.0.2.1", "198.18.0.1", "224.0.0.1", "255.255.255.255", "::", "::1",
         "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
         "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::", "2001:db8::1",
-        "fe80::1%eth0",
+        "fe80::1%eth0", "fec0::1", "64:ff9b:1::7f00:1", "::7f00:1", "::ffff:0:7f00:1", "5f00::1",
+        "3fff::1", "192.0.0.8", "4000::1",
     ],
 )  # fmt: skip
 async def test_name_that_leads_into_a_private_range_is_refused_before_any_connection(
