@@ -101,30 +101,37 @@ class Share:
     async def keep(self, body: bytes) -> Kept:
         """Return ``body`` kept until the request ends, or another is kept in its place.
 
-        The caller holds no other: what lies on disk is counted out.
+        The caller holds no other: what lies on disk is counted out, and what had to stay in memory
+        counted in.
+
+        Raises:
+            BodiesFull: it does not lie on disk, and there is no room for it.
         """
         kept = await self._room.keeping.keep(body)
         if self._kept is not None:
             self._kept.close()
         self._kept = kept
-        if kept.is_on_disk:
-            self._give_back()
+        self._hold(0 if kept.is_on_disk else len(body))
         return kept
 
     def give_way(self) -> None:
         """Let the body go that is still coming."""
         self._arrival.cancel()
-        self._give_back()
+        self._hold(0)
 
     def close(self) -> None:
         """Forget the body."""
         if self._kept is not None:
             self._kept.close()
-        self._give_back()
+        self._hold(0)
 
-    def _give_back(self) -> None:
-        self._room.held_bytes -= self.n_bytes
-        self.n_bytes = 0
+    def _hold(self, n_bytes: int) -> None:
+        """Count so many bytes in place of those before; raises as ``BodyRoom.take`` for more."""
+        if n_bytes > self.n_bytes:
+            self._room.take(n_bytes - self.n_bytes)
+        else:
+            self._room.held_bytes -= self.n_bytes - n_bytes
+        self.n_bytes = n_bytes
 
     async def read(self, request: Request, receive: Receive) -> bytes:
         """Return the body of ``request``, decoded and checked.

@@ -2,7 +2,7 @@
 
 A small one stays in memory. A large one lies in a file of the state folder that has no name, mode
 0600, so that a queue of long conversations costs disk instead of memory, and nothing is left of it
-when kvsup dies. Where the disk is full the body stays in memory: a request is never lost for it.
+when kvsup dies. Where the disk is full the body stays in memory, where it counts as any other.
 """
 
 import logging
