@@ -26,6 +26,9 @@ JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
 SSE = b"text/event-stream"
 
+CUT_OFF = "kvsup.cut_off"
+"""Member of a scope: a function that ends the connection, so that an answer does not look whole."""
+
 Header = tuple[bytes, bytes]
 
 SSE_HEADERS: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
@@ -40,6 +43,7 @@ class Exchange:
         self.body = b""
         self.is_started = False
         self.queued = Queued(0, 0.0)
+        self._is_stream = False
         self._notes: list[Header] = []
         self._send = send
         self._share = share
@@ -73,6 +77,7 @@ class Exchange:
     ) -> None:
         """Send the head of the answer."""
         self.is_started = True
+        self._is_stream = content_type.startswith((SSE, NDJSON))
         fields = [(b"content-type", content_type), *headers, *self._notes]
         await self._send({"type": "http.response.start", "status": status, "headers": fields})
 
@@ -105,16 +110,21 @@ class Exchange:
         await self.end()
 
     async def fail(self, error: KvsupError, shape: ErrorShape) -> None:
-        """Tell the client what went wrong: as a status, or as the last event of a stream."""
+        """Tell the client what went wrong: as a status, or as the last event of a stream.
+
+        Any other answer that has begun has no place for it, and is cut off.
+        """
         status = status_of(error, shape)
         if isinstance(error, EngineError) and error.body:
             body = shape.of_engine(error.body, status)
         else:
             body = shape.body(str(error), status)
-        if self.is_started:
+        if not self.is_started:
+            await self.answer(body, status=status)
+        elif self._is_stream:
             await self.end(shape.last_event(body))
         else:
-            await self.answer(body, status=status)
+            self.request.scope[CUT_OFF]()
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

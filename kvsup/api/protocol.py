@@ -18,6 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kvsup.api.errors import shape_for
+from kvsup.api.exchange import CUT_OFF
 from kvsup.api.heads import MAX_HEAD_BYTES, BadHead, has_bare_line_feed, read_head
 
 logger = logging.getLogger(__name__)
@@ -161,6 +162,7 @@ class Protocol(HttpToolsProtocol):
         if self._is_in_body:
             raise _Unjudged
         super().on_message_begin()
+        self.scope[CUT_OFF] = self._cut_off  # type: ignore[literal-required]  # ours
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a field of the head; trailers are nobody's."""
@@ -311,6 +313,11 @@ class Protocol(HttpToolsProtocol):
             self._patience.slow_reader_timeout_s,
         )
         self.transport.abort()
+
+    def _cut_off(self) -> None:
+        """End the connection behind what was sent of an answer that has no end."""
+        self.cycle.disconnected = True
+        self.transport.close()
 
     # Refusing.
 
