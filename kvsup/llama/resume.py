@@ -23,6 +23,7 @@ MAX_REPLAY_S = 5.0
 MAX_FRUITLESS = 2
 """After as many replays that died before anything new, a continuation is tried."""
 
+_BUDGETS = ("reasoning_budget_tokens", "thinking_budget_tokens")
 _ONE_ANSWER = ("n", "n_cmpl")
 _LIMITS = ("n_predict", "max_completion_tokens", "max_tokens")
 """The names of the limit of tokens, the first wins (server-schema.cpp, b11434)."""
@@ -202,9 +203,13 @@ def _obstacles_of_chat(body: Mapping[str, Any], answer: Answer) -> Iterator[str]
         yield "a schema constrains it"
     if answer.content.getvalue().lstrip().startswith(_OPENS_THINKING):
         yield "its thinking stands in its text"
-    budget = body.get("reasoning_budget_tokens")
-    if budget is not None and budget >= 0 and not answer.content.tell():
+    if not answer.content.tell() and any(_is_limit(body.get(name)) for name in _BUDGETS):
         yield "the thinking has a budget"
+
+
+def _is_limit(budget: object) -> bool:
+    """Say whether it limits the thinking: -1 does not, nor does what is no number."""
+    return isinstance(budget, int | float) and budget >= 0
 
 
 def continued_body(path: str, body: Mapping[str, Any], transcript: Transcript) -> dict[str, Any]:

@@ -252,6 +252,7 @@ def test_obstacle_of_what_is_no_plain_text_is_named(
         (({"content": "<think>\nhm"},), {}, "thinking stands in its text"),
         (({"tool_calls": [{"index": 0, "function": {"name": "f"}}]},), {}, "tool call"),
         (({"reasoning_content": "hm"},), {"reasoning_budget_tokens": 9}, "budget"),
+        (({"reasoning_content": "hm"},), {"thinking_budget_tokens": 0}, "budget"),
     ],
 )
 def test_obstacle_of_what_was_delivered_is_named(
@@ -259,6 +260,14 @@ def test_obstacle_of_what_was_delivered_is_named(
 ) -> None:
     """An empty text is no prefill, and a tool call cannot be one."""
     assert why in (obstacle(CHAT, {**HELLO, **fields}, _chat(*deltas)) or "")
+
+
+@pytest.mark.parametrize("budget", [-1, None, "64"])
+def test_obstacle_of_a_budget_that_limits_nothing_is_none(budget: object) -> None:
+    """Nor is one that is no number."""
+    body = {**HELLO, "reasoning_budget_tokens": budget}
+
+    assert obstacle(CHAT, body, _chat({"reasoning_content": "hm"})) is None
 
 
 @pytest.mark.parametrize("fields", [{"tools": []}, {"n": 1}, {"response_format": {"type": "text"}},
