@@ -266,7 +266,7 @@ class _Passage:
         """Send the events of ``response``; those that came together leave together."""
         seam, exchange = self._seam, self._exchange
         if self._answer is None:
-            self._answer = self._make_answer(response)
+            self._answer = _Unretried(self._make_answer(response))
         answer = self._answer
         try:
             while data := await response.read():
@@ -291,7 +291,7 @@ class _Passage:
         """Send an answer that is no stream, once it is there."""
         data = await response.read_all()
         survival.went_on("replayed", 0)
-        answer = self._make_answer(response)
+        answer = _Unretried(self._make_answer(response))
         await self._finish(answer.feed(data) + await answer.finish(), answer)
 
     def _tell(self, survival: Survival) -> None:
@@ -307,6 +307,32 @@ class _Passage:
             await self._exchange.answer(
                 rest, content_type=answer.content_type, headers=answer.headers
             )
+
+
+class _Unretried:
+    """An answer that its reader cannot use: an error of llama-server, and no broken connection.
+
+    Run again it would be the same; and what was fed to a reader once is not fed to it twice.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self.content_type = answer.content_type
+        self.headers = answer.headers
+        self._answer = answer
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what to send for ``data``; raises ``EngineError``."""
+        try:
+            return self._answer.feed(data)
+        except UpstreamError as error:
+            raise EngineError(str(error)) from error
+
+    async def finish(self) -> bytes:
+        """Return what to send at the end; raises ``EngineError``."""
+        try:
+            return await self._answer.finish()
+        except UpstreamError as error:
+            raise EngineError(str(error)) from error
 
 
 async def copy(
