@@ -13,7 +13,8 @@
     ├── Poisoned             the client: a llama-server dies of this request
     └── UpstreamError        a llama-server broke off in the middle of an answer
         ├── NotListening     it takes no connection
-        └── Diverged         another process did not say again what this one had said
+        └── NotResumed       another process does not go on with it
+            └── Diverged     it did not say again what this one had said
 
 Which HTTP status each becomes stands in ``kvsup/api/errors.py`` and nowhere else.
 """
@@ -93,7 +94,11 @@ class NotListening(UpstreamError):  # noqa: N818 - as above
     """A llama-server takes no connection."""
 
 
-class Diverged(UpstreamError):  # noqa: N818 - as above
+class NotResumed(UpstreamError):  # noqa: N818 - as above
+    """A llama-server does not go on with an answer that the client has in part."""
+
+
+class Diverged(NotResumed):
     """An answer that was begun anew is another than the one that the client has in part."""
 
 

@@ -99,6 +99,8 @@ class GenerationHandlers:
                 try:
                     await post(call)
                 except EngineError as error:
+                    if exchange.is_started:
+                        raise
                     await post(await _shorter(exchange, instance, job, call, error))
             except UpstreamError as error:
                 text = _BROKEN if exchange.is_started else BROKEN_OFF

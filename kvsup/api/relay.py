@@ -5,19 +5,21 @@ again on the next one, and goes on where it stopped.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from kvsup.api.exchange import JSON, SSE, Exchange, Header
 from kvsup.api.survival import Survival, fingerprint_of, surviving
-from kvsup.errors import Diverged, EngineError, UpstreamError
+from kvsup.errors import Diverged, EngineError, NotResumed, UpstreamError
 from kvsup.events import Rescue
 from kvsup.fitting import Asked, unmet
+from kvsup.llama.attempts import Attempts
 from kvsup.llama.faults import is_callers_fault
-from kvsup.llama.resume import Continue, Mode, Replay, choose, continued_body, facts, n_answers
+from kvsup.llama.heartbeat import PING
+from kvsup.llama.resume import Continue, Mode, Replay, choose, continued_body, n_answers
 from kvsup.llama.seam import Seam
 from kvsup.llama.seeding import new_seed, seeded
 from kvsup.llama.wire import error_message
@@ -187,13 +189,9 @@ class _Passage:
         self._seam = self._new_seam()
         self._answer: Answer | None = None
         self._how: Replay | Continue | None = None
-        self._n_fruitless = 0
-        self._has_diverged = False
-        self._n_before = 0
-        """Tokens that had been delivered when this attempt began."""
+        self._attempts = Attempts()
         self._took_s = 0.0
         """How long the last attempt took until it broke off."""
-        self._tokens_per_s: float | None = None
 
     def _new_seam(self) -> Seam:
         return Seam(self._path, n_answers=self._n_ends)
@@ -212,33 +210,28 @@ class _Passage:
 
     async def reopen(self, error: UpstreamError) -> bool:
         """Choose how it goes on after ``error``; return False if it cannot."""
-        self._has_diverged |= isinstance(error, Diverged)
-        transcript = self._seam.transcript
-        had = transcript.n_tokens
-        if had > self._n_before:
-            self._tokens_per_s = (had - self._n_before) / self._took_s
-        self._n_fruitless = self._n_fruitless + 1 if had == self._n_before else 0
-        self._n_before = had
-        known = facts(
-            self._path,
-            msgspec.json.decode(await self._body()) if transcript.has_delivered else {},
-            transcript,
-            has_diverged=self._has_diverged,
-            n_fruitless=self._n_fruitless,
-            tokens_per_s=self._tokens_per_s,
-        )
+        self._attempts.broke_off(self._how, error, self.n_tokens())
+        known = self._attempts.facts(self._path, await self._asked(), self._seam.transcript)
         self._how = choose(self._mode, known)
         if self._how is not None:
             self._seam.reopen(self._how, spent_ms=1000 * self._took_s)
             return True
         if self._exchange.is_started:
             return False
-        self._seam, self._answer, self._n_before = self._new_seam(), None, 0
+        self._seam, self._answer = self._new_seam(), None
         return True
 
     async def _body(self) -> bytes:
         """Return the request with its seed: the same each time."""
         return seeded(self._path, await self._kept.read(), seed=self._seed)
+
+    async def _asked(self) -> Mapping[str, Any]:
+        """Return the request as far as it says how an answer goes on; a form says nothing."""
+        transcript = self._seam.transcript
+        if transcript.is_opaque or not transcript.has_delivered:
+            return {}
+        asked: Mapping[str, Any] = msgspec.json.decode(await self._body())
+        return asked
 
     async def _posted(self) -> bytes:
         """Return what this attempt sends."""
@@ -254,8 +247,8 @@ class _Passage:
         ) as response:
             if response.status >= 400:
                 error = _engine_error(response.status, await response.read_all())
-                if isinstance(self._how, Continue):
-                    raise Diverged(f"llama-server does not go on with this answer: {error}")
+                if self._how is not None and self._seam.has_delivered:
+                    raise NotResumed(f"llama-server does not go on with this answer: {error}")
                 raise error
             if dict(response.headers).get(b"content-type", b"").startswith(SSE):
                 await self._flow(response, survival)
@@ -272,12 +265,14 @@ class _Passage:
             while data := await response.read():
                 if not (data := seam.feed(data)):
                     continue
-                if self._how is not None or self._n_before:
-                    self._tell(survival)
+                came_s = time.monotonic()
+                if data != PING:
+                    self._note(came_s, survival)
                 if out := answer.feed(data):
                     if not exchange.is_started:
                         await exchange.start(answer.content_type, headers=answer.headers)
                     await exchange.write(out)
+                    self._attempts.paused(time.monotonic() - came_s)
         except Diverged:
             raise
         except UpstreamError:
@@ -294,11 +289,15 @@ class _Passage:
         answer = _Unretried(self._make_answer(response))
         await self._finish(answer.feed(data) + await answer.finish(), answer)
 
-    def _tell(self, survival: Survival) -> None:
-        """Say that the answer goes on, and that it has come further, as soon as it has."""
-        survival.went_on(_rescue(self._how, self._n_before), self._n_before)
-        if self._seam.n_delivered_tokens > self._n_before:
-            survival.came_further()
+    def _note(self, now_s: float, survival: Survival) -> None:
+        """Note that more was delivered; tell that the answer goes on once any of it is new."""
+        seam, attempts = self._seam, self._attempts
+        if not attempts.goes_on and seam.has_gone_on:
+            attempts.go_on(seam.n_delivered_tokens, now_s)
+            if self._how is not None:
+                survival.went_on(_rescue(self._how, seam.n_before), seam.n_before)
+                survival.came_further()
+        attempts.came(now_s)
 
     async def _finish(self, rest: bytes, answer: Answer) -> None:
         if self._exchange.is_started:

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from hashlib import sha256
 
 from kvsup import events
-from kvsup.errors import Diverged, InstanceError, NotListening, Poisoned, UpstreamError
+from kvsup.errors import InstanceError, NotListening, NotResumed, Poisoned, UpstreamError
 from kvsup.restart import Exit
 from kvsup.runtime.docket import Case
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.upstream import Upstream
 
 MAX_BREAKS = 3
-"""Answers that break off, while their process lives on, after which a request is given up."""
+"""Attempts that a living process ends, with nothing new between, before a request is given up."""
 
 
 def fingerprint_of(path: str, body: bytes) -> str:
@@ -93,17 +93,17 @@ class Survival:
         """
         if self._broke_at_s is None:
             self._broke_at_s = time.monotonic()
-        if isinstance(error, Diverged):
-            return
-        if isinstance(error, NotListening):
-            self._instance.is_deaf(upstream)
-        self._end = await self._instance.end_of(upstream)
-        if self._case.verdict is not None:
-            raise self._case.verdict
-        if self._end is None:
-            self._n_breaks += 1
-            if self._n_breaks >= MAX_BREAKS:
-                raise error
+        if not isinstance(error, NotResumed):  # which no death explains
+            if isinstance(error, NotListening):
+                self._instance.is_deaf(upstream)
+            self._end = await self._instance.end_of(upstream)
+            if self._case.verdict is not None:
+                raise self._case.verdict
+            if self._end is not None:
+                return
+        self._n_breaks += 1
+        if self._n_breaks >= MAX_BREAKS:
+            raise self.lost(error) from error
 
     def went_on(self, how: events.Rescue, n_tokens: int) -> None:
         """Tell that its answer goes on, of which the client had ``n_tokens``."""
@@ -123,7 +123,5 @@ class Survival:
         """Return what a client is told whose answer cannot go on."""
         if self._end is None:
             return error
-        diverged = f"; {error}" if isinstance(error, Diverged) else ""
-        return UpstreamError(
-            f"llama-server ended in the middle of this answer: {self.why}{diverged}"
-        )
+        then = f"; {error}" if isinstance(error, NotResumed) else ""
+        return UpstreamError(f"llama-server ended in the middle of this answer: {self.why}{then}")

@@ -76,11 +76,11 @@ class Facts:
     """Whether the client has had anything that matters."""
     is_readable: bool = True
     """Whether kvsup knows the route's events, so that it can compare them."""
+    can_replay: bool = True
+    """Not if it would give something else, since the answer was continued before."""
     can_continue: bool = False
     is_whole: bool = False
     """Whether only the end of the stream is missing."""
-    has_diverged: bool = False
-    """Whether a replay gave something else, or would, since the answer was continued before."""
     n_fruitless: int = 0
     """How many attempts in a row died before they gave anything new."""
     n_delivered_tokens: int = 0
@@ -98,7 +98,8 @@ def facts(
     body: Mapping[str, Any],
     transcript: Transcript,
     *,
-    has_diverged: bool = False,
+    can_replay: bool = True,
+    can_continue: bool = True,
     n_fruitless: int = 0,
     tokens_per_s: float | None = None,
 ) -> Facts:
@@ -108,16 +109,17 @@ def facts(
         path: the route of llama-server.
         body: the request as it was posted first.
         transcript: what the client has had.
-        has_diverged: whether a replay of it raised ``Diverged``.
+        can_replay: not if a replay of it gave something else, or was refused.
+        can_continue: not if a continuation of it was refused.
         n_fruitless: as ``Facts``.
         tokens_per_s: as ``Facts``.
     """
     return Facts(
         has_delivered=transcript.has_delivered,
         is_readable=not transcript.is_opaque,
-        can_continue=obstacle(path, body, transcript) is None,
+        can_replay=can_replay and not transcript.has_continued,
+        can_continue=can_continue and obstacle(path, body, transcript) is None,
         is_whole=_is_whole(body, transcript),
-        has_diverged=has_diverged or transcript.has_continued,
         n_fruitless=n_fruitless,
         n_delivered_tokens=transcript.n_tokens,
         tokens_per_s=tokens_per_s,
@@ -151,17 +153,16 @@ def choose(mode: Mode, facts: Facts) -> Replay | Continue | None:
         return Replay()
     if mode == "off" or not facts.is_readable:
         return None
-    may_replay = not facts.has_diverged
     may_continue = facts.can_continue and mode != "replay"
     prefers_continuing = (
         mode == "continue"
         or facts.n_fruitless >= MAX_FRUITLESS
         or facts.replay_s > MAX_REPLAY_S
-        or not may_replay
+        or not facts.can_replay
     )
     if may_continue and prefers_continuing:
         return Continue(is_whole=facts.is_whole)
-    return Replay() if may_replay else None
+    return Replay() if facts.can_replay else None
 
 
 def obstacle(path: str, body: Mapping[str, Any], transcript: Transcript) -> str | None:

@@ -22,7 +22,16 @@ _DONE_EVENT = DATA + DONE + b"\n\n"
 class Seam:
     """Takes the bytes of one attempt after the other, gives those of one stream."""
 
-    __slots__ = ("_kept", "_n_kept", "_path", "_rest", "_spent", "_splice", "_transcript")
+    __slots__ = (
+        "_kept",
+        "_n_before",
+        "_n_kept",
+        "_path",
+        "_rest",
+        "_spent",
+        "_splice",
+        "_transcript",
+    )
 
     def __init__(self, path: str, *, n_answers: int = 1) -> None:
         """Make the seam of one request.
@@ -36,6 +45,7 @@ class Seam:
         self._transcript = Transcript(path, n_answers=n_answers)
         self._kept: list[bytes] = []
         self._n_kept = 0
+        self._n_before = 0
         self._rest = b""
         self._splice: Splice | Restarted | None = None
         self._spent = Spent()
@@ -86,6 +96,7 @@ class Seam:
             ended = Spent(ended.prompt_ms, max(0.0, spent_ms - ended.prompt_ms))
         self._spent += ended
         self._rest = b""
+        self._n_before = transcript.n_tokens
         if not transcript.has_events:
             self._splice = None
         elif transcript.is_opaque:
@@ -116,6 +127,18 @@ class Seam:
     def n_delivered_tokens(self) -> int:
         """Return how many tokens were delivered; a chat shows only those that gave text."""
         return self.transcript.n_tokens
+
+    @property
+    def n_before(self) -> int:
+        """Return how many tokens had been delivered when the present attempt began."""
+        return self._n_before
+
+    @property
+    def has_gone_on(self) -> bool:
+        """Say whether the present attempt has delivered anything new: a token, or the end."""
+        transcript = self.transcript
+        is_longer = transcript.n_tokens > self._n_before or transcript.has_delivered_opaque
+        return is_longer or self.is_complete
 
     def _read(self) -> None:
         if self._kept:

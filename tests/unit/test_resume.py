@@ -55,12 +55,12 @@ ALL_FACTS = [
         has_delivered=has_delivered,
         is_readable=is_readable,
         can_continue=can_continue,
-        has_diverged=has_diverged,
+        can_replay=can_replay,
         n_fruitless=n_fruitless,
         n_delivered_tokens=100,
         tokens_per_s=tokens_per_s,
     )
-    for has_delivered, is_readable, can_continue, has_diverged in itertools.product(
+    for has_delivered, is_readable, can_continue, can_replay in itertools.product(
         (False, True), repeat=4
     )
     for n_fruitless in (0, 1, 2)
@@ -84,9 +84,9 @@ def test_choose_never_takes_a_way_that_is_closed(known: Facts) -> None:
     assert not isinstance(chosen["replay"], Continue)
     for how in chosen.values():
         assert known.can_continue or not isinstance(how, Continue)
-        assert not known.has_diverged or not isinstance(how, Replay)
+        assert known.can_replay or not isinstance(how, Replay)
         assert known.is_readable or how is None
-    if known.is_readable and (known.can_continue or not known.has_diverged):
+    if known.is_readable and (known.can_continue or known.can_replay):
         assert chosen["auto"] is not None
 
 
@@ -95,18 +95,18 @@ def test_choose_never_takes_a_way_that_is_closed(known: Facts) -> None:
     [
         ({}, "auto", Replay()),
         ({"can_continue": True}, "auto", Replay()),
-        ({"can_continue": True, "has_diverged": True}, "auto", Continue()),
+        ({"can_continue": True, "can_replay": False}, "auto", Continue()),
         ({"can_continue": True, "n_fruitless": 2}, "auto", Continue()),
         ({"n_fruitless": 2}, "auto", Replay()),
         ({"can_continue": True, "n_delivered_tokens": 99, "tokens_per_s": 10}, "auto", Continue()),
         ({"can_continue": True, "n_delivered_tokens": 49, "tokens_per_s": 10}, "auto", Replay()),
         ({"n_delivered_tokens": 9999, "tokens_per_s": 1}, "auto", Replay()),
-        ({"has_diverged": True}, "auto", None),
+        ({"can_replay": False}, "auto", None),
         ({"can_continue": True}, "continue", Continue()),
         ({"can_continue": True, "is_whole": True}, "continue", Continue(is_whole=True)),
         ({}, "continue", Replay()),
         ({"can_continue": True, "n_fruitless": 9}, "replay", Replay()),
-        ({"can_continue": True, "has_diverged": True}, "replay", None),
+        ({"can_continue": True, "can_replay": False}, "replay", None),
     ],
 )
 def test_choose_takes_what_is_exact_unless_it_costs_too_much(

@@ -42,6 +42,11 @@ def _data(members: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % json.dumps(members).encode()
 
 
+def _progress(processed: int) -> bytes:
+    told = {"total": 9, "cache": 0, "processed": processed, "time_ms": 5}
+    return _data({"choices": [], "id": "chatcmpl-one", "prompt_progress": told})
+
+
 def _native(text: str, tokens: list[int], n: int, **members: Any) -> bytes:
     known = {"index": 0, "content": text, "tokens": tokens, "stop": False, "tokens_predicted": n}
     return _data({**known, "tokens_evaluated": 4, **members})
@@ -161,7 +166,7 @@ def test_seam_replay_that_says_something_else_is_told(replay: bytes, why: str) -
 
     assert _payloads(rest) == _payloads(_event(content="ef") + END)
     assert seam.transcript.answers[0].content.getvalue() == "abcdef"
-    assert facts(CHAT, {}, seam.transcript).has_diverged
+    assert not facts(CHAT, {}, seam.transcript).can_replay
 
 
 def test_seam_replay_under_a_second_death_goes_on_from_what_was_delivered() -> None:
@@ -173,6 +178,30 @@ def test_seam_replay_under_a_second_death_goes_on_from_what_was_delivered() -> N
         out += seam.feed(_said(*heard))
 
     assert _payloads(out) == _payloads(_said("a", "b", "c", "d", "e"))
+
+
+@pytest.mark.parametrize(
+    ("new", "has_gone_on"),
+    [
+        (b":\n\n", False),
+        (_progress(4), False),
+        (_said("a", "b"), False),
+        (_said("a", "b", "c"), True),
+        (_said("a", "b") + END + DONE, True),
+    ],
+)
+def test_seam_has_gone_on_once_a_token_or_the_end_was_new(new: bytes, *, has_gone_on: bool) -> None:
+    """Pings and progress say nothing of the answer."""
+    seam = Seam(CHAT)
+    seam.feed(_said("a", "b"))
+    assert seam.has_gone_on
+    seam.reopen(Replay())
+    assert not seam.has_gone_on
+
+    seam.feed(new)
+
+    assert seam.has_gone_on is has_gone_on
+    assert seam.n_before == 2
 
 
 def test_seam_tool_calls_keep_the_ids_that_were_delivered() -> None:
@@ -234,15 +263,11 @@ def test_seam_progress_of_a_replay_never_goes_backward() -> None:
     """And is no more told once something was delivered."""
     seam = Seam(CHAT)
 
-    def progress(processed: int) -> bytes:
-        told = {"total": 9, "cache": 0, "processed": processed, "time_ms": 5}
-        return _data({"choices": [], "id": "chatcmpl-one", "prompt_progress": told})
-
-    out = seam.feed(progress(0) + progress(4))
+    out = seam.feed(_progress(0) + _progress(4))
     seam.reopen(Replay())
-    out += seam.feed(progress(0) + progress(4) + progress(8) + _said("a"))
+    out += seam.feed(_progress(0) + _progress(4) + _progress(8) + _said("a"))
     seam.reopen(Replay())
-    out += seam.feed(progress(0) + progress(9) + _said("a", "b"))
+    out += seam.feed(_progress(0) + _progress(9) + _said("a", "b"))
 
     told = re.findall(rb'"processed": ?(\d)', out)
     assert told == [b"0", b"4", b"8"]
