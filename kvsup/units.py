@@ -113,7 +113,10 @@ def parse_bytes(value: object) -> int:
         raise ValueError(f'{value!r} is no size; write e.g. "8GiB" or a number of bytes')
     number, unit = float(match[1]), (match[2] or "b").lower()
     base = 1024 if "i" in unit else 1000
-    return int(number * base ** "bkmgt".index(unit[0]))
+    n_bytes = number * base ** "bkmgt".index(unit[0])
+    if math.isinf(n_bytes):
+        raise ValueError(f"{value!r} is more than anything has")
+    return int(n_bytes)
 
 
 def format_bytes(n_bytes: float) -> str:

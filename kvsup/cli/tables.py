@@ -59,17 +59,17 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
     console.print(table)
     for model in answer["models"]:
         if model["failure"]:
-            console.print(f"{model['name']}: {model['failure']}", highlight=False)
+            console.print(f"{model['name']}: {model['failure']}")
         for what in model["given_up"]:
-            console.print(f"{model['name']}: memory was short: {what}", highlight=False)
+            console.print(f"{model['name']}: memory was short: {what}")
         for sentence in model["kv_warnings"]:
-            console.print(f"{model['name']}: {sentence}", highlight=False)
+            console.print(f"{model['name']}: {sentence}")
     if answer["waiting"]:
         longest_s = max(request["waited_ms"] for request in answer["queue"]) / 1000
         console.print(f"{answer['waiting']} requests wait, the longest for {longest_s:.1f} s")
     if answer["refused_configuration"]:
-        console.print("configuration not taken up:", highlight=False)
-        console.print(answer["refused_configuration"], highlight=False)
+        console.print("configuration not taken up:")
+        console.print(answer["refused_configuration"])
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:
@@ -136,5 +136,5 @@ def _until(model: dict[str, Any]) -> str:
 
 def plain_console() -> Console:
     """Return a console that never cuts: a pipe has no width."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=250)
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=250)

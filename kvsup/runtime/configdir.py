@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
@@ -45,7 +46,11 @@ class Configuration:
 
 
 def read_configuration(
-    folder: Path, environ: Mapping[str, str], *, may_be_empty: bool = False
+    folder: Path,
+    environ: Mapping[str, str],
+    *,
+    may_be_empty: bool = False,
+    state_dir: Path | None = None,
 ) -> Configuration:
     """Return the configuration of ``folder``, with Ollama's variables in ``environ`` under it.
 
@@ -53,6 +58,7 @@ def read_configuration(
         folder: with a TOML file for each model.
         environ: the environment.
         may_be_empty: a folder without a model is right: its last one was deleted.
+        state_dir: the state folder in force, whatever is written there; None: as written.
 
     Raises:
         ConfigError: with every problem of every file.
@@ -63,10 +69,14 @@ def read_configuration(
             "or name another: kvsup run CONFIG_DIR"
         )
     read_ns = time.time_ns()
-    reading = _Reading(folder, environ)
+    try:
+        reading = _Reading(folder, environ)
+    except OSError as unlisted:
+        why = unlisted.strerror or unlisted
+        raise ConfigError(f"{folder}: cannot be listed: {why}") from unlisted
     host = reading.host()
     keys = reading.keys(host)
-    state = paths.state_dir(host.state_dir)
+    state = state_dir or paths.state_dir(host.state_dir)
     run = paths.run_dir(state)
     models = reading.models(may_be_empty=may_be_empty)
     plans = [reading.plan(model, source, state, run) for model, source in models]
@@ -80,8 +90,14 @@ def toml_files(folder: Path, pattern: str = "*.toml") -> list[Path]:
     """Return the files of a configuration folder, but hidden ones: editors keep locks and drafts.
 
     ``.#chat.toml`` is Emacs's, a link to nowhere.
+
+    Raises:
+        OSError: it cannot be listed.
     """
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir()]
+    return sorted(folder / n for n in names if fnmatchcase(n, pattern) and not n.startswith("."))
 
 
 def read_host(folder: Path, environ: Mapping[str, str]) -> tuple[HostConfig, ConfigError | None]:

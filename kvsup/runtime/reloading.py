@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -17,6 +16,7 @@ from kvsup.plan import Plan
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.notifying import Notifier
+from kvsup.runtime.paths import HOST_FILE
 from kvsup.runtime.watching import Look, damages, look, names, turns
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ _FIXED = {
     "idle_timeout_s": "idle_timeout",
     "slow_reader_timeout_s": "slow_reader_timeout",
     "image_hosts": "image_hosts",
+    "log_level": "log_level",
 }
 """Fields of the host, and their keys, that hold as they were when kvsup started."""
 
@@ -80,6 +81,8 @@ class Reloader:
         self._seen = _before(look(configuration), configuration.read_ns - _CLOCK_NS)
         self._told: set[tuple[str, str, events.Damage]] = set()
         self._stopped = anyio.Event()
+        self._is_blind = False
+        """The last look at the files failed."""
 
     @property
     def status(self) -> str:
@@ -118,28 +121,46 @@ class Reloader:
             async for _ in moments:
                 if not self.configuration.host.watch:
                     continue
-                now = await self._look()
-                if self._seen.changed(now) and self._seen.changed(await self._settled(now)):
-                    await self.reload_or_tell()
-                elif self.refusal is not None and time.monotonic() - read_s > RETRY_S:
-                    await self._try(self._read, told=self.refusal)
-                else:
-                    self._tell_of_damage(now)
-                    continue
-                read_s = time.monotonic()
+                is_retry = self.refusal is not None and time.monotonic() - read_s > RETRY_S
+                if await self._has_read(is_retry=is_retry):
+                    read_s = time.monotonic()
+
+    async def _has_read(self, *, is_retry: bool) -> bool:
+        """Look at the files, and read them if they changed, or again if ``is_retry``."""
+        try:
+            now = await self._look()
+            is_edited = self._seen.changed(now) and self._seen.changed(await self._settled(now))
+        except OSError as error:  # out of files, or a disk that is far away
+            if not self._is_blind:
+                logger.warning("%s cannot be looked at: %s", self.configuration.folder, error)
+            self._is_blind = True
+            return False
+        self._is_blind = False
+        if is_edited:
+            await self.reload_or_tell()
+        elif is_retry:
+            await self._try(self._read, told=self.refusal)
+        else:
+            self._tell_of_damage(now)
+            return False
+        return True
 
     async def _read(self) -> None:
-        before = await self._look()
+        try:
+            before = await self._look()
+        except OSError as error:
+            raise ConfigError(f"{self.configuration.folder} cannot be read: {error}") from error
         try:
             new, after = await anyio.to_thread.run_sync(
-                _read_and_look,
-                self.configuration.folder,
-                self._environ,
-                limiter=self._one_at_a_time,
+                _read_and_look, self.configuration, self._environ, limiter=self._one_at_a_time
             )
+            _check_keys(self.configuration, new)
             self._check(new)
         except ConfigError as error:
             self.refusal, self._seen = error, before
+            raise
+        except Exception as error:
+            self.refusal, self._seen = ConfigError(f"a bug in kvsup: {error!r}"), before
             raise
         # From here on nothing awaits: who asked may leave, and all is taken up or nothing.
         changed = self._seen.changed(before)
@@ -203,9 +224,21 @@ class Reloader:
         return {i.key for i in (*self._fleet.instances(), *self._fleet.loaded())}
 
 
-def _read_and_look(folder: Path, environ: Mapping[str, str]) -> tuple[Configuration, Look]:
-    configuration = read_configuration(folder, environ, may_be_empty=True)
-    return configuration, look(configuration)
+def _read_and_look(old: Configuration, environ: Mapping[str, str]) -> tuple[Configuration, Look]:
+    new = read_configuration(old.folder, environ, may_be_empty=True, state_dir=old.state_dir)
+    return new, look(new)
+
+
+def _check_keys(old: Configuration, new: Configuration) -> None:
+    """Raise ConfigError where keys are no longer asked for since their file has gone."""
+    if old.keys is None or new.keys is not None:
+        return
+    if not (new.folder / HOST_FILE).exists():
+        raise ConfigError(
+            f"{new.folder / HOST_FILE} is gone, which named the API keys; put it back, or start"
+            " kvsup again to do without keys"
+        )
+    logger.warning("no API key is asked for any more: api_keys was removed")
 
 
 def tell_plans(plans: Iterable[Plan], *, told: Iterable[Plan] = ()) -> None:

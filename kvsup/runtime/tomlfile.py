@@ -31,5 +31,7 @@ def read_toml(path: Path, shown: str, *, is_secret: bool = False) -> Source | Pr
     except tomli.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         return Problem(shown, int(line[1]) if line else None, "", f"is no TOML: {error}")
+    except RecursionError:
+        return Problem(shown, None, "", "is no TOML that can be read: it nests too deep")
     except (OSError, ValueError) as error:  # not UTF-8, or a path with a zero byte
         return Problem(shown, None, "", f"cannot be read: {error}")

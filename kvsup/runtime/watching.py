@@ -67,7 +67,9 @@ def damages(plan: Plan, seen: Look) -> Iterator[tuple[str, Damage]]:
     A file that was replaced by another is none: the old one stays until nobody has it open.
     """
     for path, read in _mapped(plan):
-        now = seen.mapped.get(Path(path))
+        if Path(path) not in seen.mapped:
+            continue  # loaded since
+        now = seen.mapped[Path(path)]
         if now is None:
             yield path, "deleted"
         elif str(now) != read and _file(str(now)) == _file(read):

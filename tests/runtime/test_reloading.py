@@ -16,7 +16,7 @@ from kvsup.errors import ConfigError
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.notifying import Notifier
 from kvsup.runtime.reloading import Reloader
-from kvsup.runtime.watching import damages, look
+from kvsup.runtime.watching import Look, damages, look
 from tests.runtime.supervised import Folder, Running, running, until
 
 ALL = events.Reloaded
@@ -249,3 +249,93 @@ async def test_link_that_setup_moves_is_taken_up(
 
         assert before == str(servers / "one" / "llama-server")
         assert now.fleet.instance("a").plan.argv[0] == str(servers / "two" / "llama-server")
+
+
+async def test_keys_are_not_given_up_since_their_file_has_gone(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deployment that deletes and then copies opens nothing; who removes the key means it."""
+    keys = folder.path / "keys.toml"
+    keys.write_text('[me]\nkey = "a-key-of-enough-length"\n')
+    keys.chmod(0o600)
+    folder.host += f'api_keys = "{keys}"\n'
+    folder.write(a="")
+
+    async with watching(folder.read()) as (_, reloader):
+        host_file = reloader.configuration.folder / "kvsup.toml"
+        text = host_file.read_text()
+        host_file.unlink()
+        with pytest.raises(ConfigError, match="named the API keys"):
+            await reloader.reload()
+        assert reloader.configuration.keys is not None
+
+        host_file.write_text(text.replace("api_keys", "# api_keys"))
+        await reloader.reload()
+
+        assert reloader.configuration.keys is None
+    assert "no API key is asked for any more" in caplog.text
+
+
+async def test_state_folder_stays_until_kvsup_starts_again(folder: Folder) -> None:
+    """Sockets in another one would be under nobody's lock."""
+    folder.write(a="")
+
+    async with watching(folder.read()) as (_, reloader):
+        before = reloader.configuration
+        host_file = before.folder / "kvsup.toml"
+        host_file.write_text(host_file.read_text().replace("/state", "/elsewhere"))
+        await reloader.reload()
+
+        assert reloader.configuration.state_dir == before.state_dir
+        assert reloader.configuration.run_dir == before.run_dir
+        assert not (folder.path / "elsewhere").exists()
+
+
+async def test_look_that_fails_ends_nothing_and_is_told_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No file descriptor left, or a disk that is away: what changed meanwhile is taken up later."""
+    folder.write(a="")
+    n_failed = 0
+
+    def failing(*_arguments: object) -> Look:
+        nonlocal n_failed
+        n_failed += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with watching(folder.read()) as (now, _):
+        with monkeypatch.context() as patch:
+            patch.setattr("kvsup.runtime.reloading.look", failing)
+            folder.write(a="batch_size = 32")
+            await until(lambda: n_failed > 2)
+        folder.write(a="batch_size = 48")
+        await until(lambda: now.fleet.instance("a").plan.model.batch_size == 48)
+
+    assert caplog.text.count("cannot be looked at") == 1
+
+
+def test_damage_of_weights_that_were_loaded_since_the_look_is_none(folder: Folder) -> None:
+    """They are not among what was looked at, which is no sign that they are gone."""
+    folder.write(a="")
+    configuration = folder.read()
+
+    assert list(damages(configuration.plans[0], look(configuration, loaded=()))) == []
+
+
+async def test_bug_in_reading_is_a_refusal_that_everyone_sees(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an error at each turn, with all well in ``kvsup ps``."""
+    folder.write(a="")
+
+    def wrong(*_arguments: object) -> None:
+        raise RuntimeError("a slip")
+
+    async with watching(folder.read()) as (_, reloader):
+        with monkeypatch.context() as patch:
+            patch.setattr("kvsup.runtime.reloading._read_and_look", wrong)
+            await reloader.reload_or_tell()
+            assert "a slip" in str(reloader.refusal)
+        await reloader.reload()
+
+        assert reloader.refusal is None

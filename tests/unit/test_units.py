@@ -159,3 +159,9 @@ def test_parse_bytes_of_a_formatted_size_is_near_it(n_bytes: float) -> None:
 def test_span_is_told_in_the_unit_that_fits(seconds: float, text: str) -> None:
     """One number, coarse enough to be read at a glance."""
     assert format_span(seconds) == text
+
+
+def test_parse_bytes_of_more_than_a_number_holds_is_refused_in_words() -> None:
+    """Not by an error that nothing expects."""
+    with pytest.raises(ValueError, match="more than anything has"):
+        parse_bytes("9" * 400 + "GiB")
