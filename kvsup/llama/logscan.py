@@ -7,6 +7,7 @@ may be present or not.
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvsup.restart import ExitCause
@@ -41,6 +42,7 @@ _TIMING = re.compile(
     r"id +(\d+) .*?(prompt )?eval time = .*?/ +(\d+) tokens .*?([\d.]+|inf) tokens per second"
 )
 _RELEASED = re.compile(r"id +(\d+) .*?stop processing: n_tokens = (\d+)")
+_OWN = re.compile(r"(?:[\d.]+ )?[DEITW] \S")
 _MESSAGE = re.compile(r"^(?:[\d.]+ )?[EW] (?:\w+ +)?(?:[\w()]+: +)?(.*)")
 
 _CAUSES: tuple[tuple[str, ExitCause], ...] = (
@@ -247,14 +249,32 @@ Fact = (
 
 
 def scan(line: str) -> Fact | None:
-    """Return what ``line`` tells, or None; quick, since every line of a llama-server comes here."""
+    """Return what ``line`` tells, or None; quick, since every line of a llama-server comes here.
+
+    Whatever stands in it: a client's text may be there (``begins_echo``).
+    """
     for mark, read in _READERS:
-        if mark in line and (fact := read(line)) is not None:
-            return fact
+        if mark in line:
+            with suppress(ValueError, OverflowError):  # a number of no sense
+                if (fact := read(line)) is not None:
+                    return fact
     for text, cause in _CAUSES:
         if text in line:
             return LoadFailure(cause, _message(line))
     return None
+
+
+def begins_echo(line: str) -> bool:
+    """Say whether what follows is a client's text.
+
+    A grammar that cannot be parsed is printed whole, its line ends too (llama-grammar.cpp, b11434).
+    """
+    return "error parsing grammar: " in line
+
+
+def is_own(line: str) -> bool:
+    """Say whether a line has the beginning that llama-server gives to its own."""
+    return _OWN.match(line) is not None
 
 
 def _kv_size(line: str) -> KVCacheSize | None:

@@ -1,6 +1,7 @@
 """Everything that one running llama-server tells: its events, its log, ``/health`` and its exit."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,11 +12,25 @@ from kvsup.errors import UpstreamError
 from kvsup.llama.childmode import parse_event
 from kvsup.llama.health import Health, parse_health
 from kvsup.llama.heartbeat import is_line_of_the_loop
-from kvsup.llama.logscan import scan
+from kvsup.llama.logscan import (
+    Fact,
+    LoadFailure,
+    Released,
+    Timing,
+    begins_echo,
+    is_own,
+    scan,
+)
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.process import Child
 from kvsup.runtime.upstream import Upstream
+
+_ECHO_S = 0.5
+"""For so long after it has begun, every line may be a client's text."""
+
+_LOAD_LAG_S = 10.0
+"""How long after it is ready the log may still tell of the load."""
 
 HEALTH_INTERVAL_S = 0.015
 """Pause between two questions to a llama-server that sends no events."""
@@ -43,6 +58,8 @@ class Watch:
         self._logbook = logbook
         self._logger = logging.getLogger(f"kvsup.llama.{name}")
         self._notify = notify
+        self._ready_s: float | None = None
+        self._echo_until_s = -math.inf
 
     async def run(self) -> None:
         """Read until both pipes end; cancel it where something else holds them open."""
@@ -71,14 +88,32 @@ class Watch:
 
     def _note(self, raw: bytes) -> None:
         line = raw.decode("utf-8", "replace").rstrip()
+        if self._is_echo(line):
+            return
         self._logbook.append(line)
         self._logger.debug("%s", line)
         self.progress_s = time.monotonic()
         self.n_lines += is_line_of_the_loop(line)
         # Not only before it is ready: the log's own thread may lag behind the event on stdout.
-        if (fact := scan(line)) is not None:
+        if (fact := scan(line)) is not None and self._may_tell(fact):
             self.measured.note(fact)
             self._notify()
+
+    def _is_echo(self, line: str) -> bool:
+        """Say whether a line may be a client's text, which is neither kept nor believed."""
+        now_s = time.monotonic()
+        if now_s >= self._echo_until_s and is_own(line):
+            self._echo_until_s = -math.inf
+        is_echo = self._echo_until_s > -math.inf
+        if begins_echo(line):
+            self._echo_until_s = now_s + _ECHO_S
+        return is_echo
+
+    def _may_tell(self, fact: Fact) -> bool:
+        """Say whether it is too late for a fact of the load."""
+        if isinstance(fact, Timing | Released | LoadFailure):
+            return True
+        return self._ready_s is None or time.monotonic() - self._ready_s <= _LOAD_LAG_S
 
     async def _ask_health(self) -> None:
         """Poll ``/health`` until it answers 200, unless the build announces itself by events."""
@@ -95,4 +130,5 @@ class Watch:
 
     def _become_ready(self) -> None:
         self.is_ready = True
+        self._ready_s = self._ready_s or time.monotonic()
         self._notify()

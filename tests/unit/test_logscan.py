@@ -24,6 +24,8 @@ from kvsup.llama.logscan import (
     SlotContext,
     Timing,
     VPadded,
+    begins_echo,
+    is_own,
     scan,
 )
 from kvsup.restart import ExitCause
@@ -276,6 +278,11 @@ def test_scan_of_a_socket_that_is_taken_is_no_permanent_cause() -> None:
         "size = MiB",
         "I slot print_timing: id  0 | task 3 | n_decoded = 10",
         "0.00.002.081 W srv  llama_server: security: no API key is set",
+        "CPU KV buffer size = 1.2.3 MiB",
+        f"CPU KV buffer size = {'9' * 400} MiB",
+        "id  0 | prompt eval time = 1 ms / 3 tokens ( 1.2.3 tokens per second",
+        f"offloaded {'1' * 5000}/30 layers",
+        f"flash_attn = {'1' * 5000}",
     ],
 )
 def test_scan_of_any_other_line_is_none(line: str) -> None:
@@ -295,3 +302,13 @@ def test_scan_of_deepseek4s_state_is_a_buffer() -> None:
     line = "llama_kv_cache_dsv4:        CPU DSV4 csa state buffer size =     0.02 MiB"
 
     assert scan(line) == BufferSize("CPU", "state", round(0.02 * MIB))
+
+
+def test_echo_of_a_grammar_is_a_clients_text_until_a_line_of_its_own() -> None:
+    """llama-server prints a grammar that it cannot parse, line ends and all."""
+    assert begins_echo("parse: error parsing grammar: expecting ::= at nonsense")
+    assert not begins_echo("I slot launch_slot_: id  0 | task 3 | processing task")
+    assert is_own("I slot launch_slot_: id  0 | task 3 | processing task")
+    assert is_own("0.00.320.193 W srv          stop: cancel task, id_task = 2")
+    assert not is_own("root ::= nonsense")
+    assert not is_own("")
