@@ -57,10 +57,19 @@ class Line(msgspec.Struct, frozen=True):
 
 def record_of(event: Event, *, at_s: float) -> Record:
     """Return the record of an event that happened at a Unix time."""
-    facts = msgspec.to_builtins(event)
+    facts = _encodable(msgspec.to_builtins(event))
     model = facts.pop("model", None)
-    text = describe(event) or repr(event)
+    text = _encodable(describe(event) or repr(event))
     return Record(at_s, type(event).__name__, model, text.removeprefix(f"{model}: "), facts)
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value whose texts are UTF-8: a file's name need not be."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _encodable(member) for key, member in value.items()}
+    return [_encodable(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def about(model: str, records: Iterable[Record]) -> list[Record]:

@@ -95,10 +95,13 @@ class Chronicle:
         documents, self._documents = self._documents, []
         batch = [(model, list(new), self._kept(model)) for model, new in unwritten.items()]
         # A cancel before the thread begins would lose the batch; later it is waited for anyway.
-        with anyio.CancelScope(shield=True):
-            done = await anyio.to_thread.run_sync(
-                _write_all, self._files, batch, documents, limiter=self._one_at_a_time
-            )
+        try:
+            with anyio.CancelScope(shield=True):
+                done = await anyio.to_thread.run_sync(
+                    _write_all, self._files, batch, documents, limiter=self._one_at_a_time
+                )
+        except RuntimeError as error:  # no thread can be started
+            done = _Done(failed=list(unwritten), error=error)
         for model in done.failed:
             self._unwritten.setdefault(model, deque(maxlen=MAX_RECORDS))
         self._say(done.error)
@@ -108,7 +111,7 @@ class Chronicle:
     def _kept(self, model: str | None) -> list[Record]:
         return kept(list(self._books.get(model, ())), now_s=time.time())
 
-    def _say(self, error: OSError | None) -> None:
+    def _say(self, error: Exception | None) -> None:
         if error is not None and not self._is_failing:
             logger.warning(
                 "history cannot be written: %s; it goes on in memory until there is space, or the"
@@ -126,7 +129,7 @@ class _Done:
 
     evidence: list[events.Evidence] = field(default_factory=list)
     failed: list[str | None] = field(default_factory=list)
-    error: OSError | None = None
+    error: Exception | None = None
 
 
 def _write_all(
@@ -140,7 +143,7 @@ def _write_all(
     def noting(model: str | None) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - history never ends what it tells of
             done.error = error
             done.failed.append(model)
 

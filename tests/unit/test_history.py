@@ -225,3 +225,12 @@ def test_timeline_of_any_history_is_in_order_and_loses_no_death_and_no_request(
     n_deaths = sum(isinstance(event, events.Died) for event in happened)
     assert n_deaths == sum(line.n_times for line in told if "SIGSEGV" in line.text)
     assert len(told) <= len(own)
+
+
+def test_record_of_a_name_that_is_no_utf8_can_be_written() -> None:
+    """Linux takes any bytes for a file's name, and a message tells that name."""
+    event = events.ReloadRefused("caf\udce9.toml: is no TOML")
+
+    data = msgspec.json.encode(record_of(event, at_s=1.0))
+
+    assert b"caf" in data
