@@ -1,20 +1,32 @@
-"""What the machine has: the only place that asks the operating system about it."""
+"""What the machine has: the only place that asks the operating system about it.
+
+It answers when no file descriptor is left, too, with what it knew last.
+"""
 
 import os
+from contextlib import suppress
 
 import psutil
 
 
+class _Available:
+    """The RAM that was free when that could last be asked."""
+
+    last_bytes = 0
+
+
 def memory_available_bytes() -> int:
     """Return the RAM that can be had without swapping, page cache included."""
-    return int(psutil.virtual_memory().available)
+    with suppress(OSError):  # psutil opens /proc/meminfo
+        _Available.last_bytes = int(psutil.virtual_memory().available)
+    return _Available.last_bytes
 
 
 def private_bytes(pid: int) -> int:
     """Return the RAM that a process holds and shares with no file; 0 where that is not told."""
     try:
         memory = psutil.Process(pid).memory_info()
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return 0
     return max(0, memory.rss - memory.shared) if hasattr(memory, "shared") else 0
 

@@ -248,8 +248,13 @@ class Instance:
             await self._run()
         except Exception as error:  # the crash barrier: one instance's bug must not end the others
             logger.exception("%s: a bug in kvsup", self.plan.name)
+            now_s = time.monotonic()
             self.failure = f"internal error: {error!r}"
-            self._life = Lifecycle(State.FAILED, time.monotonic())
+            self._life = Lifecycle(State.FAILED, now_s)
+            if self._upstream is not None:
+                self._upstream.end = Exit(ExitCause.ENDED, None, now_s, 0.0, self.failure)
+                self._upstream = None
+            self.emit(events.GaveUp(self.plan.name, self.failure))
             self.notify()
 
     async def _run(self) -> None:

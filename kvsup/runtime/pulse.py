@@ -132,6 +132,9 @@ class Pulse:
             probe = replace(self._probe(), late_s=late_s)
         except psutil.Error:
             return  # it has ended; its exit is seen elsewhere
+        except OSError:  # no file is left to look with
+            self._load = self._silence = None
+            return
         if not self._watch.is_ready:
             self._look_at_load(probe)
             return
@@ -174,6 +177,7 @@ class Pulse:
 
         Raises:
             psutil.Error: it is gone.
+            OSError: this process has no file left.
         """
         cpu_s, read_bytes, states = 0.0, 0, set()
         for process in _tree(self._pid):

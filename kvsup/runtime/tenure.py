@@ -4,6 +4,7 @@ import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,7 +110,8 @@ class Tenure:
         finally:
             self.child.kill()
             await self.child.aclose()
-            orphans.forget(self._plan.socket)
+            with suppress(OSError):  # someone changed the folder; the next start clears it
+                orphans.forget(self._plan.socket)
             oom_kill = self._oom.evidence()
             self._oom.close()
         tail = self._logbook.tail(LOOKED_AT_LINES)

@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -117,9 +118,16 @@ def test_connections_over_the_limit_of_files_are_told_so_and_once_in_the_log(
 
 
 def test_no_file_descriptor_left_ends_nothing(start_kvsup: StartKvsup, smollm2: Path) -> None:
-    """Neither the listener nor those that are served; afterwards all is as before."""
-    kvsup = start_kvsup({"m": MODEL.format(path=smollm2)})
+    """Neither the listener nor those that are served; afterwards all is as before.
+
+    In the seconds without any the folder and the models are looked at, one model serves, and one is
+    to be loaded.
+    """
+    model = MODEL.format(path=smollm2) + '[watchdog]\ninterval = "0.3s"\n'
+    kvsup = start_kvsup({"m": model, "n": model})
+    assert chat(kvsup).status_code == 200
     kvsup.client.get("/api/version").raise_for_status()
+    waiting = connect(kvsup)
     process = psutil.Process(kvsup.process.pid)
     n_files, _ = resource.prlimit(kvsup.process.pid, resource.RLIMIT_NOFILE)
     limit_files(kvsup, process.num_fds() + 1)
@@ -128,7 +136,14 @@ def test_no_file_descriptor_left_ends_nothing(start_kvsup: StartKvsup, smollm2: 
             stack.enter_context(closing(connect(kvsup)))
         assert kvsup.client.get("/api/version").status_code == 200
         assert kvsup.client.get("/api/ps").status_code == 200
+        body = {"model": "n", "prompt": "Hi", "stream": False, "options": {"num_predict": 2}}
+        content = httpx.Request("POST", kvsup.url, json=body).content
+        waiting.sendall(request("POST /api/generate", content))
+        time.sleep(3)
     limit_files(kvsup, n_files)
+    with closing(waiting):
+        heard = hear(waiting)
+    assert heard.statuses == [200], (heard.data, kvsup.log())
 
     eventually(lambda: say(kvsup, request("GET /api/version")).statuses == [200])
     assert chat(kvsup).status_code == 200
