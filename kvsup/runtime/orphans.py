@@ -9,6 +9,7 @@ One that its kvsup did not live to record has the mark alone.
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,9 @@ import msgspec
 import psutil
 
 logger = logging.getLogger(__name__)
+
+_KILL_S = 5.0
+"""How long what was killed may take to be gone."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -59,8 +63,8 @@ def clear_socket(socket: str) -> None:
 
 
 def reap(run_dir: Path) -> list[int]:
-    """Kill what an earlier kvsup left in ``run_dir`` and return the pids."""
-    reaped = []
+    """Kill what an earlier kvsup left in ``run_dir``; return the pids of those that are gone."""
+    left = []
     for path in run_dir.glob("*.sock.json"):
         socket = str(path)[: -len(".json")]
         try:
@@ -71,29 +75,29 @@ def reap(run_dir: Path) -> list[int]:
         if _is(entry.owner_pid, entry.owner_create_time):
             continue
         if _is(entry.pid, entry.create_time) and _is_ours(entry.pid, socket):
-            _kill(entry.pid)
-            reaped.append(entry.pid)
+            left.append(entry.pid)
         forget(socket)
-    return reaped
+    return _killed(left)
 
 
 def reap_unrecorded(run_dir: Path) -> list[int]:
-    """Kill what an earlier kvsup started in ``run_dir`` but did not live to record; return pids.
+    """Kill what runs for ``run_dir`` and has no record; return the pids of those that are gone.
 
-    Such a one was still on its way to its program, and does not die with its kvsup either: the
-    death signal is set by then for nobody. Its mark alone tells it, so only who holds the state of
-    ``run_dir`` may call this, after ``reap`` and before it starts anything. Sockets of nobody go.
+    An earlier kvsup did not live to record one that was still on its way to its program, which does
+    not die with its kvsup either: the death signal is set by then for nobody. Nor does one that a
+    wrapper script has started: the signal, and the record that ``reap`` removed, were the script's.
+    The mark alone tells them, so only who holds the state of ``run_dir`` may call this, after
+    ``reap`` and before it starts anything. Sockets of nobody go.
     """
-    reaped = []
+    left = []
     for process in psutil.process_iter(["cmdline"]):
         socket = _socket_of(process.info["cmdline"] or [], run_dir)
         if socket and not _path(socket).exists():
-            _kill(process.pid)
-            reaped.append(process.pid)
+            left.append(process.pid)
     for path in run_dir.glob("*.sock"):
         if not _path(str(path)).exists():
             clear_socket(str(path))
-    return reaped
+    return _killed(left)
 
 
 def _socket_of(words: list[str], run_dir: Path) -> str:
@@ -125,9 +129,21 @@ def _is_ours(pid: int, socket: str) -> bool:
     return False
 
 
-def _kill(pid: int) -> None:
-    """Kill the whole session of ``pid`` and wait until it is gone; an orphan is init's to reap."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-    with suppress(psutil.Error):
-        psutil.Process(pid).wait(timeout=5)
+def _killed(pids: Sequence[int]) -> list[int]:
+    """Kill processes, each with its group, and return the pids of those that are gone.
+
+    An orphan is init's to reap. What a wrapper script has started leads no group of its own.
+    """
+    processes = []
+    for pid in pids:
+        with suppress(psutil.Error):
+            processes.append(psutil.Process(pid))
+        with suppress(ProcessLookupError, PermissionError):
+            if (group := os.getpgid(pid)) != os.getpgrp():
+                os.killpg(group, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=_KILL_S)
+    alive = {process.pid for process in processes if _is(process.pid, process.create_time())}
+    for pid in alive:
+        logger.warning("pid %d of an earlier run does not end, and keeps its memory", pid)
+    return [pid for pid in pids if pid not in alive]

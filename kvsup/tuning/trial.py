@@ -211,6 +211,7 @@ def reap_trials(run_dir: Path) -> None:
         if any(folder.glob("*.sock.json")):
             orphans.reap(folder)
             if not any(folder.glob("*.sock.json")):
+                orphans.reap_unrecorded(folder)
                 _remove(folder)
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -198,3 +198,44 @@ def test_reap_unrecorded_takes_what_listens_in_the_folder_and_has_no_record(
         assert not Path(socket).exists()
         assert record.exists()
         assert Path(recorded).exists()
+
+
+def test_server_of_a_wrapper_script_that_died_with_kvsup_is_killed(
+    tmp_path: Path, socket: str
+) -> None:
+    """The record is the script's; the server leads no group, and is known by its socket."""
+    program = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    script = f'{sys.executable} -c "{program}" "$@"; echo over'
+    argv = ["sh", "-c", script, "wrapper", "--host", socket]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as wrapper:
+        assert wrapper.stdout is not None
+        server = psutil.Process(int(wrapper.stdout.readline()))
+        write_record(socket, wrapper)
+        wrapper.kill()
+    try:
+        assert orphans.reap(tmp_path) == []
+        assert orphans.reap_unrecorded(tmp_path) == [server.pid]
+
+        assert not is_alive(server.pid)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            server.kill()
+
+
+def test_what_does_not_end_is_told_and_not_counted(
+    tmp_path: Path,
+    socket: str,
+    leftover: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One in an uninterruptible sleep does not hear SIGKILL."""
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    monkeypatch.setattr(orphans, "_KILL_S", 0.01)
+    write_record(socket, leftover)
+
+    assert orphans.reap(tmp_path) == []
+    monkeypatch.undo()
+
+    assert f"pid {leftover.pid} of an earlier run does not end" in caplog.text
