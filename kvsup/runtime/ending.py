@@ -23,6 +23,10 @@ _SENT_BY_OTHERS = frozenset(
 )  # fmt: skip
 """Exit codes of a process that did not bring its signal on itself."""
 
+_SHELLS_OFFSET = 128
+"""A shell ends with this and the number of the signal that its child died of; so do container
+runtimes. llama-server itself ends with 0 or 1, or of a signal."""
+
 
 def explained(
     end: Exit, failure: LoadFailure | None, tail: Sequence[str], *, oom_kill: str = ""
@@ -37,7 +41,9 @@ def explained(
     """
     if end.cause is not ExitCause.ENDED:
         return end
-    code = end.returncode or 0
+    if (code := end.returncode or 0) - _SHELLS_OFFSET in signal.valid_signals():
+        code = _SHELLS_OFFSET - code
+        end = replace(end, returncode=code)
     if code == -signal.SIGKILL and oom_kill:
         return replace(end, cause=ExitCause.KERNEL_OOM, detail=oom_kill)
     # A llama-server that served ends with 0 when it is told to.

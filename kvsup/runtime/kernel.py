@@ -9,7 +9,7 @@ import errno
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +25,9 @@ _KMSG = Path("/dev/kmsg")
 _RECORD_BYTES = 8192
 """The longest record of /dev/kmsg (CONSOLE_EXT_LOG_MAX, Linux)."""
 
+_KILLED = re.compile(r"ut of memory.*: Killed process (\d+) \(")
+"""As mm/oom_kill.c of Linux 6.18 words it, for the machine and for a control group."""
+
 
 class OomWatch:
     """Notes for one process whether the kernel killed it for want of memory."""
@@ -32,6 +35,8 @@ class OomWatch:
     def __init__(self, pid: int, *, proc: Path = _PROC, kmsg: Path = _KMSG) -> None:
         """Watch ``pid``, which has just been spawned; ``close`` it in the end."""
         self._pid = pid
+        self._pids = {pid}
+        """It, and what it was seen to have started: it may be a script around a llama-server."""
         self._proc = proc
         self._samples: deque[tuple[Path, int]] = deque(maxlen=_N_SAMPLES)
         self._kmsg: int | None = None
@@ -48,6 +53,7 @@ class OomWatch:
 
     def sample(self) -> None:
         """Read the counter that tells of the process now; it may change its control group."""
+        self._pids.update(below(self._pid, proc=self._proc))
         files = [*counter_files(self._pid, proc=self._proc), self._proc / "vmstat"]
         counts = ((file, n) for file in files if (n := n_kills(file)) is not None)
         if (first := next(counts, None)) is not None:
@@ -55,7 +61,7 @@ class OomWatch:
 
     def evidence(self) -> str:
         """Return what tells that the kernel killed the process, which has ended; else ""."""
-        if self._kmsg is not None and (line := killed_line(self._kmsg, self._pid)):
+        if self._kmsg is not None and (line := killed_line(self._kmsg, self._pids)):
             return f"kernel log: {line}"
         for file, before in self._samples:
             after = n_kills(file)
@@ -98,6 +104,14 @@ def counter_files(pid: int, *, proc: Path = _PROC) -> Iterator[Path]:
                     yield folder / name
 
 
+def below(pid: int, *, proc: Path = _PROC) -> Iterator[int]:
+    """Yield the processes that the first threads of ``pid`` and its children have started."""
+    with suppress(OSError, ValueError):  # it is gone
+        for word in (proc / f"{pid}/task/{pid}/children").read_text().split():
+            yield int(word)
+            yield from below(int(word), proc=proc)
+
+
 def n_oom_kills() -> int:
     """Return how many processes this kernel has killed for want of memory since it booted.
 
@@ -115,14 +129,13 @@ def n_kills(file: Path) -> int | None:
         return None
 
 
-def killed_line(kmsg: int, pid: int) -> str:
-    """Return the record of the kernel's log that says that ``pid`` was killed; "" without one.
+def killed_line(kmsg: int, pids: Collection[int]) -> str:
+    """Return the record of the kernel's log that says that one of ``pids`` was killed, or "".
 
     Args:
         kmsg: descriptor of ``/dev/kmsg``, not blocking; it is read to the end.
-        pid: as the first pid namespace has it; in another one the log names it otherwise.
+        pids: as the first pid namespace has them; in another one the log names them otherwise.
     """
-    killed = re.compile(rf"ut of memory.*: Killed process {pid} \(.*")
     while True:
         try:
             record = os.read(kmsg, _RECORD_BYTES)
@@ -133,7 +146,7 @@ def killed_line(kmsg: int, pid: int) -> str:
         if not record:
             return ""
         text = record.decode("utf-8", "replace").partition(";")[2].partition("\n")[0]
-        if killed.search(text):
+        if (killed := _KILLED.search(text)) and int(killed[1]) in pids:
             return text
 
 

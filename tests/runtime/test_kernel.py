@@ -153,6 +153,7 @@ def test_process_that_is_gone_is_still_told_of(machine: Machine) -> None:
     ("records", "is_named"),
     [
         ([KILLED.format(7)], True),
+        ([KILLED.format(8)], True),
         ([KILLED.format(77)], False),
         (["6,1,1,-;eth0: link up\n", KILLED.format(7)], True),
         (["3,1,1,-;Out of memory: Killed process 7 (llama-server) total-vm:4kB\n"], True),
@@ -165,7 +166,7 @@ def test_record_of_the_kernels_log_that_names_the_pid_is_found(
 ) -> None:
     """Each ``read`` gives one record, with its sequence number and facts around the text."""
     with _log_of(records) as kmsg:
-        line = killed_line(kmsg, 7)
+        line = killed_line(kmsg, {7, 8})
 
     assert bool(line) == is_named
     assert "SUBSYSTEM" not in line
@@ -183,6 +184,21 @@ def _log_of(records: list[str]) -> Iterator[int]:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_kill_of_what_a_script_has_started_is_told(machine: Machine) -> None:
+    """The kernel's log names the llama-server, whose pid is not the one that was spawned."""
+    for parent, children in ((7, "8 9 "), (8, ""), (9, "10 ")):
+        task = machine.proc / f"{parent}/task/{parent}"
+        task.mkdir(parents=True)
+        (task / "children").write_text(children)
+    os.mkfifo(machine.kmsg)
+    watch = machine.watch()
+    with machine.kmsg.open("w") as kmsg:
+        kmsg.write(KILLED.format(10))
+
+    assert watch.evidence().startswith("kernel log: Memory cgroup out of memory: Killed process 10")
+    watch.close()
 
 
 @pytest.mark.parametrize("text", ["", "oom_kill\n", "oom_kill x\n", "oom_kills 3\n"])

@@ -39,6 +39,17 @@ def test_sigkill_while_the_kernel_killed_for_memory_is_named_so() -> None:
     assert explained(end(term), None, (), oom_kill="oom_kill rose").cause is ExitCause.KILLED
 
 
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "SIGSEGV", "SIGABRT"])
+@pytest.mark.parametrize("oom_kill", ["", "oom_kill rose"])
+def test_shell_around_it_tells_the_signal_by_its_exit_code(name: str, oom_kill: str) -> None:
+    """A wrapper script that does not ``exec`` hides no kill: no request is to blame for it."""
+    number = signal.Signals[name]
+
+    told = explained(end(128 + number), None, ("Killed",), oom_kill=oom_kill)
+
+    assert told == explained(end(-number), None, ("Killed",), oom_kill=oom_kill)
+
+
 def test_exit_code_0_in_service_is_what_sigterm_makes() -> None:
     """In a load it is a fault."""
     assert explained(end(0), None, ()).cause is ExitCause.KILLED
