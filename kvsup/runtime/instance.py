@@ -349,10 +349,8 @@ class Instance:
                 self._enter(State.DRAINING)
                 continue
             patience_s = self.plan.model.load_timeout_s or math.inf  # 0 is for ever, as in Ollama
-            stall_s = tenure.watch.progress_s + patience_s
-            if self.state is State.LOADING and now_s >= stall_s:
-                is_stopped = tenure.pulse.is_stopped
-                return await tenure.kill(ExitCause.FROZEN if is_stopped else ExitCause.STALLED)
+            if self.state is State.LOADING and (cause := tenure.fault_of_load(patience_s)):
+                return await tenure.kill(cause)
             if tenure.pulse.verdict is not None:
                 self._upstream = None
                 self.notify()
@@ -361,7 +359,9 @@ class Instance:
             if now_s >= tenure.deaf_until_s:
                 tenure.child.kill()
                 tenure.deaf_until_s = math.inf
-            deadline_s = stall_s if self.state is State.LOADING else tenure.deaf_until_s
+            deadline_s = tenure.deaf_until_s
+            if self.state is State.LOADING:
+                deadline_s = tenure.watch.progress_s + patience_s
             if self.is_leaving:
                 deadline_s = min(deadline_s, self._drain_until_s)
             with anyio.move_on_after(deadline_s - now_s):

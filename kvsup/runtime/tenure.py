@@ -24,7 +24,7 @@ from kvsup.runtime.process import Child, spawn
 from kvsup.runtime.pulse import Pulse
 from kvsup.runtime.upstream import Upstream
 from kvsup.runtime.watch import Watch
-from kvsup.watchdog import Standing, Verdict
+from kvsup.watchdog import LATE_S, Standing, Verdict
 
 _LAST_LINES_S = 1.0
 """How long a dead child's pipes are read on: something it started may hold them open."""
@@ -121,6 +121,20 @@ class Tenure:
         """Say whether the log has told more of the load since the last call."""
         n_facts, self._n_facts_taken = self._n_facts_taken, self.measured.n_load_facts
         return self._n_facts_taken != n_facts
+
+    def fault_of_load(self, patience_s: float) -> ExitCause | None:
+        """Return why its load is to be ended now; None while it may go on.
+
+        If it is late that this is asked, kvsup itself stood still, by Ctrl-Z or a frozen container:
+        what the load has told meanwhile is not read yet, so its time begins anew.
+        """
+        late_s = time.monotonic() - (self.watch.progress_s + patience_s)
+        if late_s < 0:
+            return None
+        if late_s > LATE_S:
+            self.watch.progress_s = time.monotonic()
+            return None
+        return ExitCause.FROZEN if self.pulse.is_stopped else ExitCause.STALLED
 
     def ended(self, code: int, *, ready_for_s: float) -> Exit:
         """Return its end, seen just now; close what is open to it and kill what it has left."""

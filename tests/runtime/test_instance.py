@@ -278,6 +278,24 @@ async def test_socket_that_never_appears_is_a_stall_not_an_endless_wait(folder: 
     assert processes_with(instance.plan.socket) == []
 
 
+async def test_load_that_went_on_while_kvsup_stood_still_is_not_ended(folder: Folder) -> None:
+    """Woken by its timer, kvsup has not read yet what came while it was stopped or frozen."""
+    gate = make_gate(folder.path / "gate")
+    script = scripted(folder, [["listen"], ["stage", 0.0], ["wait", str(gate)], *LOAD[1:]])
+
+    async with owned(folder.plan("a")) as instance:
+        await until(lambda: instance._tenure and instance._tenure.watch.speaks_child_mode)
+        assert instance._tenure is not None
+        instance._tenure.watch.progress_s -= instance.plan.model.load_timeout_s + 60
+        instance.notify()
+        await anyio.to_thread.run_sync(open_gate, gate)
+
+        await instance.ready()
+
+        assert instance.snapshot().n_deaths == 0
+    assert n_starts(script) == 1
+
+
 async def test_log_lines_in_a_load_are_progress(folder: Folder) -> None:
     """A slow load that tells anything is never killed, however long it takes in all."""
     gate = make_gate(folder.path / "gate")
