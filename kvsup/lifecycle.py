@@ -36,6 +36,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 ALIVE = frozenset({State.LOADING, State.READY, State.DRAINING, State.STOPPING})
 """States in which a process exists."""
 
+AFTER_LOAD = frozenset({State.READY, State.BACKOFF})
+"""States to which a load leads that nobody ended, and that is not given up."""
+
 
 @dataclass(slots=True)
 class Lifecycle:

@@ -50,8 +50,9 @@ class Resident:
     is_pinned: bool = False
     is_leaving: bool = False
     """It has been asked to stop; its memory is not free yet."""
-    serving_since_s: float = math.inf
-    """Monotonic time at which it became ready; infinity while it is not."""
+    turn_since_s: float = math.inf
+    """Monotonic time at which its turn began: when it became ready, or died in its load; infinity
+    before that."""
     load_s: float = 0.0
     """What its last load took; 0: not measured."""
     weight: float = 1.0

@@ -8,9 +8,10 @@ order in which they are to be carried out. Four rules, and what bounds each:
   within the difference of two priorities.
 - A ready model with a free slot serves whoever comes, whatever waits for another model, unless it
   is *claimed*.
-- A model that was loaded has its *turn*: until its end it serves what waits for it, and is neither
-  evicted nor claimed (``residency.TURN_S``). Then the first ticket that needs its place claims it:
-  it gets no request ranked behind that ticket, so it becomes idle, and is evicted.
+- A model that was loaded, or died in its load, has its *turn*: until its end it serves what waits
+  for it, and is neither evicted nor claimed (``residency.TURN_S``). Then the first ticket that
+  needs its place claims it: it gets no request ranked behind that ticket, so it becomes idle, and
+  is evicted.
 - A ticket that has waited for ``STARVING_S`` claims every model whose turn is over, and nothing is
   loaded any more that would take its room.
 """
@@ -221,7 +222,7 @@ class _Pass:
 
     def _has_turn(self, resident: Resident) -> bool:
         """Say whether its turn is not over, and someone uses it, waits for it, or did just now."""
-        if self._now_s >= resident.serving_since_s + resident.turn_s:
+        if self._now_s >= resident.turn_since_s + resident.turn_s:
             return False
         is_wanted = resident.leases or self._n_waiting[resident.key] > 0
         return bool(is_wanted or self._now_s < resident.last_used_s + resident.linger_s)
@@ -245,7 +246,7 @@ class _Pass:
         else:
             idle = [r for r in free if not r.leases]
             idle.sort(key=lambda r: (-r.eviction_score(self._now_s), r.key))
-            busy = sorted((r for r in free if r.leases), key=lambda r: (r.serving_since_s, r.key))
+            busy = sorted((r for r in free if r.leases), key=lambda r: (r.turn_since_s, r.key))
             chosen = enough_of([*idle, *busy], [want.sizes], staying, budget) or ()
             claimed = {r.key for r in chosen if r.leases}
         self._claimed |= claimed
@@ -271,6 +272,6 @@ class _Pass:
         times = [self._oldest_s[key] + STARVING_S for key in waited_for]
         for resident in self._here.values():
             if not resident.is_leaving:
-                times.append(resident.serving_since_s + resident.turn_s)
+                times.append(resident.turn_since_s + resident.turn_s)
                 times.append(resident.last_used_s + resident.linger_s)
         return min((at_s for at_s in times if at_s > self._now_s), default=math.inf)

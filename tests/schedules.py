@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from kvsup.residency import Budget, Resident, Sizes, together
 from kvsup.scheduling import Deny, Evict, Grant, Start, Ticket, Wanted, decide
 
+PATIENCE_S = 300.0
+"""How long a request waits for its model, as ``restart_wait`` has it."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -81,8 +84,8 @@ class World:
         one = self.resident(key)
         if one is None or key in self.ready:
             return None
-        since_s = min(one.serving_since_s, self.now_s)
-        world = self._with(replace(one, serving_since_s=since_s, load_s=self.models[key].load_s))
+        since_s = one.turn_since_s if one.load_s else self.now_s
+        world = self._with(replace(one, turn_since_s=since_s, load_s=self.models[key].load_s))
         return replace(world, ready=self.ready | {key}).settled()
 
     def fail(self, key: str) -> "World | None":
@@ -99,8 +102,12 @@ class World:
         ).settled()
 
     def crash(self, key: str) -> "World | None":
-        """Its process dies and is started again; requests keep their leases."""
-        return replace(self, ready=self.ready - {key}).settled() if key in self.ready else None
+        """Its process dies, in its load or later, and is started again; leases are kept."""
+        one = self.resident(key)
+        if one is None:
+            return None
+        dead = replace(one, turn_since_s=min(one.turn_since_s, self.now_s))
+        return replace(self._with(dead), ready=self.ready - {key}).settled()
 
     def unload(self, key: str) -> "World | None":
         """Someone asks it to stop once it is idle."""
@@ -249,14 +256,32 @@ class World:
             world = world.gone_on(but_one=True).after(seconds)
         raise AssertionError(f"still waiting: {world.waiting}, loaded: {world.loaded}")
 
-    def gone_on(self, *, but_one: bool = False) -> "World":
+    def others_served_though_it_dies(self, key: str, *, n_steps: int, seconds: float) -> None:
+        """Do the same for all others while each load of ``key`` ends in a death.
+
+        New requests for it come all the time, and each is given up after ``PATIENCE_S``.
+        """
+        world, last = self, self.n_arrived
+        for _ in range(n_steps):
+            if all(t.number > last or t.key == key for t in world.waiting):
+                return
+            world = world.arrive(key) or world
+            world = world.gone_on(dying=key).after(seconds)
+        raise AssertionError(f"still waiting: {world.waiting}, loaded: {world.loaded}")
+
+    def gone_on(self, *, but_one: bool = False, dying: str | None = None) -> "World":
         """Return the world after every load has ended, every request, and every stop.
 
-        ``but_one``: of several that run on one model the newest stays.
+        Args:
+            but_one: of several that run on one model the newest stays.
+            dying: this one dies instead, and its requests stay until they are given up.
         """
         world = self
         for key in world.models:
-            world = world.become_ready(key) or world
+            world = (world.crash(key) if key == dying else world.become_ready(key)) or world
+        for ticket in world.running:
+            if ticket.key == dying and world.now_s >= ticket.arrived_s + PATIENCE_S:
+                world = world._released(ticket)
         newest = {ticket.key: ticket for ticket in world.running} if but_one else {}
         for ticket in world.running:
             is_alone = sum(t.key == ticket.key for t in self.running) < 2

@@ -19,7 +19,7 @@ from kvsup import events
 from kvsup.config import HostConfig
 from kvsup.errors import CapacityError, KvsupError, QueueFull, RequestError
 from kvsup.fitting import NOTHING, Asked
-from kvsup.lifecycle import State
+from kvsup.lifecycle import AFTER_LOAD, State
 from kvsup.plan import Plan, why_replaced
 from kvsup.residency import Budget, idle_due, next_due_s
 from kvsup.runtime.instance import Instance
@@ -382,10 +382,8 @@ class Fleet:
     async def _load(self, name: str) -> None:
         try:
             async with self.lease(name, slots=0, is_for_newest=True) as instance:
-                # its lease keeps it from being evicted, not from being stopped
-                while not (
-                    instance.is_leaving or instance.failure or instance.state is State.READY
-                ):
+                # its lease keeps it from being evicted, not from being stopped; nor after a death
+                while not (instance.is_leaving or instance.failure or instance.state in AFTER_LOAD):
                     await self._news.wait()
                 if error := instance.failure_error:
                     raise error

@@ -134,11 +134,6 @@ class Instance:
         return self._life.since_s
 
     @property
-    def serving_since_s(self) -> float:
-        """When it became ready; infinity while it is not."""
-        return self._life.since_s if self.state is State.READY else math.inf
-
-    @property
     def private_bytes(self) -> int:
         """The part of RAM that the operating system does not count as available: no mapped file."""
         return footprint.private_bytes(self.measured) if self._upstream else 0

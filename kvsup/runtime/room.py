@@ -48,22 +48,34 @@ class Residents:
 
     def __init__(self, loaded: Mapping[str, Instance]) -> None:
         self._loaded = loaded
-        self._serving_since_s: dict[str, float] = {}
-        """When each first became ready: a crash does not begin a new turn."""
+        self._turn_since_s: dict[str, float] = {}
+        self._have_served: set[str] = set()
 
     def now(self) -> list[Resident]:
         """Return everything that holds memory, or will in a moment."""
         for key, instance in self._loaded.items():
-            if instance.state is State.READY:
-                self._serving_since_s.setdefault(key, instance.serving_since_s)
+            self._note_turn(key, instance)
         return [
-            _resident(instance, self._serving_since_s.get(key, math.inf))
+            _resident(instance, self._turn_since_s.get(key, math.inf))
             for key, instance in self._loaded.items()
         ]
 
+    def _note_turn(self, key: str, instance: Instance) -> None:
+        """Begin its turn once it serves, and for the time being if it dies before it ever did.
+
+        A crash does not begin a new one. Without an end to its turn one that dies in each load
+        would keep its place for ever, as long as someone asks for it.
+        """
+        if instance.state is State.READY and key not in self._have_served:
+            self._have_served.add(key)
+            self._turn_since_s[key] = instance.since_s
+        elif instance.state is State.BACKOFF:
+            self._turn_since_s.setdefault(key, instance.since_s)
+
     def forget(self, key: str) -> None:
         """Forget one that is gone: its next load begins a new turn."""
-        self._serving_since_s.pop(key, None)
+        self._turn_since_s.pop(key, None)
+        self._have_served.discard(key)
 
     def leave_room(self, sizes: Sizes, budget: Budget) -> bool:
         """Say whether there is memory for ``sizes`` beside everything."""
@@ -110,7 +122,7 @@ def _filled_memories(plan: Plan) -> list[str]:
     return [memory for memory in sizes if memory != RAM and sizes[memory]] or [RAM]
 
 
-def _resident(instance: Instance, serving_since_s: float) -> Resident:
+def _resident(instance: Instance, turn_since_s: float) -> Resident:
     model, sizes = instance.plan.model, instance.size_by_device
     known = instance.descent.known(instance.plan)
     return Resident(
@@ -121,7 +133,7 @@ def _resident(instance: Instance, serving_since_s: float) -> Resident:
         idle_until_s=instance.idle_until_s,
         is_pinned=model.pin and not instance.is_retired,
         is_leaving=instance.is_leaving,
-        serving_since_s=serving_since_s,
+        turn_since_s=turn_since_s,
         load_s=known.load_s if known else 0.0,
         weight=model.weight,
         busy_slots=instance.busy_slots,

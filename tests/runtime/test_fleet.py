@@ -174,7 +174,7 @@ async def test_two_models_with_room_for_one_are_served_in_order_of_arrival(folde
         tasks.start_soon(first.run)
         await first.has_lease.wait()
         (resident,) = now.fleet._residents.now()
-        over_s = resident.serving_since_s + resident.turn_s
+        over_s = resident.turn_since_s + resident.turn_s
         await until(lambda: time.monotonic() > over_s)
         for n_waiting, name in enumerate(["b", "a", "b"], start=1):
             tasks.start_soon(Client(now.fleet, name, order).pass_by)

@@ -6,10 +6,12 @@ import signal
 import time
 
 import anyio
+import pytest
 
 from kvsup import events
-from kvsup.errors import InstanceFailed
+from kvsup.errors import InstanceError, InstanceFailed
 from kvsup.lifecycle import State
+from kvsup.runtime.fleet import Fleet
 from tests.runtime.clients import Client
 from tests.runtime.supervised import QUICK_RESTART, Folder, reach, running, until
 from tests.standin.script import LOAD, write_script
@@ -135,3 +137,37 @@ async def test_preload_loads_at_the_start(folder: Folder) -> None:
         await reach(now.fleet.instance("a"), State.READY)
 
         assert now.fleet.instance("b").state is State.STOPPED
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False])
+async def test_model_that_never_becomes_ready_starves_no_other(
+    folder: Folder, *, is_asked_for: bool
+) -> None:
+    """Killed from outside in each load it is never given up, asked for again and again, or kept."""
+    folder.host = ONE
+    line = write_script(
+        folder.path / "s.json", starts=[[["listen"], ["stage", 0.0], ["die", "SIGKILL"]]]
+    )
+    preload = "" if is_asked_for else "preload = true\n"
+    folder.write(a=folder.standin(f"restart_wait = 1\n{preload}{line}", QUICK_RESTART), b="")
+
+    async with running(folder.read()) as now, anyio.create_task_group() as tasks:
+        if is_asked_for:
+            tasks.start_soon(_ask_again_and_again, now.fleet, 0.0)
+            tasks.start_soon(_ask_again_and_again, now.fleet, 0.5)
+        await until(lambda: len(now.of_kind(events.Died)) > 1)
+
+        async with now.fleet.lease("b") as instance:
+            await instance.ready()
+
+        assert not now.of_kind(events.GaveUp)
+        tasks.cancel_scope.cancel()
+
+
+async def _ask_again_and_again(fleet: Fleet, first_s: float) -> None:
+    """Want ``a``, which never serves, so that with another client someone always does."""
+    await anyio.sleep(first_s)
+    while True:
+        with pytest.raises(InstanceError, match="did not come back"):
+            async with fleet.lease("a") as instance:
+                await instance.ready()

@@ -20,7 +20,7 @@ def situation(world: World) -> object:
     """
 
     def of(one: Resident) -> object:
-        is_over = world.now_s >= one.serving_since_s + one.turn_s
+        is_over = world.now_s >= one.turn_since_s + one.turn_s
         has_lingered = world.now_s >= one.last_used_s + one.linger_s
         return one.key, one.leases, one.is_leaving, one.key in world.ready, is_over, has_lingered
 
@@ -34,6 +34,7 @@ def test_every_interleaving_of_two_models_with_room_for_one_keeps_its_promises(
 ) -> None:
     """Never over the budget, never a leased victim; from each state everyone is served.
 
+    If one of the two never becomes ready from there, the other is served all the same.
     ``seconds`` lie between two events: within a turn, about as long as one, and longer than
     anyone's patience. The first two promises are held by ``World`` itself.
     """
@@ -46,6 +47,7 @@ def test_every_interleaving_of_two_models_with_room_for_one_keeps_its_promises(
         if (mark := situation(world)) not in seen:
             seen.add(mark)
             world.served_in_the_end(n_steps=40)
+            world.others_served_though_it_dies("a", n_steps=40, seconds=25.0)
         if depth:
             later = world.after(seconds)
             for event in EVENTS:
