@@ -96,6 +96,14 @@ class Hung:
 
 
 @dataclass(frozen=True, slots=True)
+class Unkillable:
+    """SIGKILL does not end it, so its memory is not free and nothing can take its place."""
+
+    model: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What was known when it ended is kept in a file."""
 
@@ -253,6 +261,7 @@ Event = (
     | KVWarning
     | Hung
     | Died
+    | Unkillable
     | Evidence
     | Replayed
     | Lost
@@ -302,6 +311,11 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
         case Hung():
             what = "left alone, watchdog.dry_run is set" if event.dry_run else "it is ended"
             return f"{event.model}: hangs: {event.reason}; {what}"
+        case Unkillable():
+            return (
+                f"{event.model}: pid {event.pid} cannot be killed: it sleeps in the kernel (state"
+                " D), held by a driver or a disk; its requests are let go, its memory is not free"
+            )
         case Evidence():
             return f"{event.model}: evidence of its end is in {event.path}"
         case Replayed():
@@ -364,7 +378,7 @@ def describe(event: Event) -> str:  # noqa: PLR0911, PLR0912 - one return an eve
 
 
 WARNINGS = (
-    SizeDiffers, KVWarning, Hung, Died, Lost, Poisoned, SteppedDown, GaveUp, ReloadRefused,
-    ModelFileChanged,
+    SizeDiffers, KVWarning, Hung, Died, Unkillable, Lost, Poisoned, SteppedDown, GaveUp,
+    ReloadRefused, ModelFileChanged,
 )  # fmt: skip
 """Events that are logged as warnings."""

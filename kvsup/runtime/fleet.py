@@ -24,6 +24,7 @@ from kvsup.plan import Plan, why_replaced
 from kvsup.residency import Budget, idle_due, next_due_s
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.making import make_instance
+from kvsup.runtime.news import News
 from kvsup.runtime.queue import Queue, Queued, Request
 from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.room import Residents, budget_now
@@ -54,7 +55,7 @@ class Fleet:
         self._queue = Queue()
         self._again_s = math.inf
         self._tasks: TaskGroup | None = None
-        self._news = anyio.Event()
+        self._news = News()
         self._is_closing = False
         self._last_asked_s = time.monotonic()
 
@@ -217,13 +218,16 @@ class Fleet:
     # What the composition root runs.
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Hold the instances' tasks and unload what is idle; ends when ``close`` is done."""
+        """Hold the instances' tasks and unload what is idle; ends when ``close`` is done.
+
+        What cannot be killed is left behind then, with its record: the next start tries again.
+        """
         async with anyio.create_task_group() as self._tasks:
             task_status.started()
             for plan in self.plans():
                 if plan.model.preload:
                     self.load(plan.name)
-            while not (self._is_closing and not self._resident):
+            while not (self._is_closing and all(i.is_unkillable for i in self.loaded())):
                 now_s = time.monotonic()
                 if now_s >= self._again_s:
                     self._schedule()
@@ -232,8 +236,7 @@ class Fleet:
                 for key in idle:
                     self._resident[key].stop("idle")
                 due_s = next_due_s([r for r in residents if r.key not in idle])
-                with anyio.move_on_after(min(due_s, self._again_s) - now_s):
-                    await self._news.wait()
+                await self._news.wait(until_s=min(due_s, self._again_s))
             self._tasks.cancel_scope.cancel()
 
     def close(self, *, drain_s: float) -> None:
@@ -376,8 +379,7 @@ class Fleet:
         self._schedule()
 
     def _wake(self) -> None:
-        news, self._news = self._news, anyio.Event()
-        news.set()
+        self._news.tell()
 
     async def _load(self, name: str) -> None:
         try:

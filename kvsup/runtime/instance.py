@@ -27,6 +27,7 @@ from kvsup.runtime.ending import LOOKED_AT_LINES, died, with_last_lines
 from kvsup.runtime.learning import sizes_of
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
+from kvsup.runtime.news import News
 from kvsup.runtime.snapshot import Snapshot
 from kvsup.runtime.tenure import Tenure
 from kvsup.runtime.upstream import Upstream
@@ -82,7 +83,7 @@ class Instance:
         self._room_for: str | None = None
         self._drain_until_s = math.inf
         self._down_since_s = math.inf
-        self._news = anyio.Event()
+        self._news = News()
 
     # What everyone may ask.
 
@@ -100,6 +101,11 @@ class Instance:
     def is_leaving(self) -> bool:
         """Say whether it has been asked to stop."""
         return self._stop_why is not None
+
+    @property
+    def is_unkillable(self) -> bool:
+        """Say whether its process has not ended though SIGKILL was sent to it long ago."""
+        return self._tenure is not None and self._tenure.is_unkillable
 
     @property
     def failure_error(self) -> InstanceFailed | None:
@@ -179,13 +185,12 @@ class Instance:
                 raise InstanceError(f"{self.plan.name} was stopped: {self._stop_why}")
             wait_s = self.plan.model.restart_wait_s or math.inf
             until_s = max(waits_since_s, self._down_since_s) + wait_s
-            if (now_s := time.monotonic()) >= until_s:
+            if time.monotonic() >= until_s:
                 last = f"; last: {self._deaths[-1].describe()}" if self._deaths else ""
                 raise InstanceError(
                     f"{self.plan.name} did not come back within {wait_s:g} s (restart_wait){last}"
                 )
-            with anyio.move_on_after(until_s - now_s):
-                await self._news.wait()
+            await self._news.wait(until_s=until_s)
         return self._upstream
 
     async def end_of(self, upstream: Upstream) -> Exit | None:
@@ -232,8 +237,7 @@ class Instance:
 
     def notify(self) -> None:
         """Wake the owner and every waiter, to look at what has changed."""
-        news, self._news = self._news, anyio.Event()
-        news.set()
+        self._news.tell()
 
     # What the owner does.
 
@@ -286,9 +290,8 @@ class Instance:
 
     async def _wait_for_turn(self, at_s: float) -> bool:
         """Wait until ``at_s``; return False if it is asked to stop before, with no one waiting."""
-        while not self._may_stop() and (now_s := time.monotonic()) < at_s:
-            with anyio.move_on_after(min(at_s, self._drain_until_s) - now_s):
-                await self._news.wait()
+        while not self._may_stop() and time.monotonic() < at_s:
+            await self._news.wait(until_s=min(at_s, self._drain_until_s))
         return not self._may_stop()
 
     def _may_stop(self) -> bool:
@@ -300,7 +303,11 @@ class Instance:
         """Spawn, hold, and reap one process; return how it ended."""
         self._enter(State.STARTING)
         tenure = await Tenure.begin(
-            self.plan, logbook=self.logbook, emit=self.emit, notify=self.notify
+            self.plan,
+            logbook=self.logbook,
+            emit=self.emit,
+            notify=self.notify,
+            on_overdue=self._on_change,
         )
         if isinstance(tenure, Exit):
             self._take_down(tenure)
@@ -309,7 +316,6 @@ class Instance:
         self._tenure = tenure
         self._enter(State.LOADING)
         end = await tenure.run(partial(self._hold, tenure))
-        self._upstream = None
         if end.cause is not ExitCause.ASKED:
             self._take_down(end, tenure.upstream)
         tenure.upstream.end = end
@@ -328,12 +334,8 @@ class Instance:
     async def _hold(self, tenure: Tenure) -> Exit:
         """Look at every piece of news until the process has ended or has been stopped."""
         while True:
-            now_s = time.monotonic()
             if (code := tenure.child.returncode) is not None:
-                ready_for_s = now_s - self._life.since_s if self._upstream else 0.0
-                self._upstream = None
-                self.notify()
-                return tenure.ended(code, ready_for_s=ready_for_s)
+                return tenure.ended(code, ready_for_s=self._go_down())
             if self._may_stop():
                 return await self._stop(tenure)
             if self.state is State.LOADING and tenure.watch.is_ready:
@@ -343,24 +345,24 @@ class Instance:
             if self.state is State.READY and self.is_leaving:
                 self._enter(State.DRAINING)
                 continue
-            patience_s = self.plan.model.load_timeout_s or math.inf  # 0 is for ever, as in Ollama
-            if self.state is State.LOADING and (cause := tenure.fault_of_load(patience_s)):
-                return await tenure.kill(cause)
-            if tenure.pulse.verdict is not None:
-                self._upstream = None
-                self.notify()
-                ready_for_s = now_s - self._life.since_s
-                return await tenure.end_hung(tenure.pulse.verdict, ready_for_s=ready_for_s)
-            if now_s >= tenure.deaf_until_s:
-                tenure.child.kill()
-                tenure.deaf_until_s = math.inf
-            deadline_s = tenure.deaf_until_s
-            if self.state is State.LOADING:
-                deadline_s = tenure.watch.progress_s + patience_s
+            patience_s = math.inf
+            if self.state is State.LOADING:  # 0 is for ever, as in Ollama
+                patience_s = self.plan.model.load_timeout_s or math.inf
+            if fault := tenure.fault(patience_s=patience_s):
+                return await tenure.end_for(fault, ready_for_s=self._go_down())
+            deadline_s = tenure.next_fault_s(patience_s=patience_s)
             if self.is_leaving:
                 deadline_s = min(deadline_s, self._drain_until_s)
-            with anyio.move_on_after(deadline_s - now_s):
-                await self._news.wait()
+            await self._news.wait(until_s=deadline_s)
+
+    def _go_down(self) -> float:
+        """Hand its upstream out no more; return how many seconds it had been ready."""
+        now_s = time.monotonic()
+        ready_for_s = now_s - self._life.since_s if self._upstream else 0.0
+        self._upstream = None
+        self._down_since_s = min(self._down_since_s, now_s)
+        self.notify()
+        return ready_for_s
 
     def _become_ready(self, tenure: Tenure) -> None:
         self._upstream = tenure.upstream

@@ -21,6 +21,9 @@ from kvsup.runtime.flood import paced
 FAREWELL_S = 2.0
 """How long a farewell may take; llama-server b11434 takes some 20 ms when no connection is open."""
 
+KILL_S = 5.0
+"""How long SIGKILL may take; much memory takes a while to be given back."""
+
 QUIET_S = 0.2
 """After as long without output a child's flood is over."""
 
@@ -54,7 +57,9 @@ class Child:
         return await self._process.wait()
 
     async def stop(self, *, farewell: bytes | None, grace_s: float) -> bool:
-        """End the child and return whether it had to be killed.
+        """End the child and return whether it had to be killed; a cancel does not end the wait.
+
+        Nothing ends one that sleeps in the kernel: ``returncode`` is still None then.
 
         Args:
             farewell: a line for its stdin that ends it. Without one, or if it does nothing for
@@ -72,7 +77,8 @@ class Child:
                 await self.wait()
             was_killed = self.returncode is None
             self.kill()
-            await self.wait()
+            with anyio.move_on_after(KILL_S):
+                await self.wait()
         return was_killed
 
     def kill(self) -> None:
@@ -85,7 +91,7 @@ class Child:
             pass
 
     async def aclose(self) -> None:
-        """Close the pipes of a child that has ended."""
+        """Close the pipes of a child that has ended, or that is left behind."""
         with anyio.CancelScope(shield=True):
             for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if stream is not None:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -20,11 +20,11 @@ from kvsup.runtime.ending import LOOKED_AT_LINES, explained
 from kvsup.runtime.kvwarnings import Findings
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.paths import make_run_dir
-from kvsup.runtime.process import Child, spawn
+from kvsup.runtime.process import KILL_S, Child, spawn
 from kvsup.runtime.pulse import Pulse
 from kvsup.runtime.upstream import Upstream
 from kvsup.runtime.watch import Watch
-from kvsup.watchdog import LATE_S, Standing, Verdict
+from kvsup.watchdog import LATE_S, Standing
 
 _LAST_LINES_S = 1.0
 """How long a dead child's pipes are read on: something it started may hold them open."""
@@ -39,6 +39,16 @@ _BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
 """What a start meets where the host, and not the program, is at fault."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a process is to be ended that nobody asked to end."""
+
+    cause: ExitCause
+    detail: str = ""
+    hears: bool = False
+    """A polite word may end it; one that is stopped hears no signal but SIGKILL."""
+
+
 class Tenure:
     """A process and what there is of it; ``begin`` makes one, ``run`` sees it to its end."""
 
@@ -50,6 +60,7 @@ class Tenure:
         logbook: Logbook,
         emit: Callable[[events.Event], None],
         notify: Callable[[], None],
+        on_overdue: Callable[[], None],
     ) -> None:
         self.child = child
         self.upstream = Upstream(plan.socket)
@@ -59,11 +70,13 @@ class Tenure:
         self.measured = self.watch.measured
         self.findings = Findings(plan, self.measured, emit=emit)
         self.pulse = Pulse(plan, child, self.upstream, self.watch, emit=emit, notify=notify)
-        self.deaf_until_s = math.inf
-        """When it is ended because it takes no connection."""
+        self._deaf_until_s = math.inf
+        self._is_overdue = False
         self._plan = plan
         self._logbook = logbook
+        self._emit = emit
         self._notify = notify
+        self._on_overdue = on_overdue
         self._n_facts_taken = 0
         self._oom = kernel.OomWatch(child.pid)
 
@@ -75,6 +88,7 @@ class Tenure:
         logbook: Logbook,
         emit: Callable[[events.Event], None],
         notify: Callable[[], None],
+        on_overdue: Callable[[], None],
     ) -> "Tenure | Exit":
         """Spawn the llama-server of ``plan``; return how that ended if none came up.
 
@@ -83,6 +97,7 @@ class Tenure:
             logbook: takes its lines.
             emit: takes what happens.
             notify: called when its owner should look.
+            on_overdue: called when it turns out that it cannot be killed.
         """
         try:
             make_run_dir(Path(plan.socket).parent)  # a cleaner of /tmp may have been there
@@ -93,7 +108,7 @@ class Tenure:
             cause = ExitCause.BUSY_HOST if is_busy else ExitCause.CANNOT_START
             return Exit(cause, None, time.monotonic(), 0.0, str(error))
         emit(_spawned(plan, child))
-        return cls(plan, child, logbook=logbook, emit=emit, notify=notify)
+        return cls(plan, child, logbook=logbook, emit=emit, notify=notify, on_overdue=on_overdue)
 
     async def run(self, hold: Callable[[], Awaitable[Exit]]) -> Exit:
         """Read what it tells while ``hold`` lasts; then reap it and return how it ended."""
@@ -110,8 +125,9 @@ class Tenure:
         finally:
             self.child.kill()
             await self.child.aclose()
-            with suppress(OSError):  # someone changed the folder; the next start clears it
-                orphans.forget(self._plan.socket)
+            if self.child.returncode is not None:
+                with suppress(OSError):  # someone changed the folder; the next start clears it
+                    orphans.forget(self._plan.socket)
             oom_kill = self._oom.evidence()
             self._oom.close()
         tail = self._logbook.tail(LOOKED_AT_LINES)
@@ -122,8 +138,27 @@ class Tenure:
         n_facts, self._n_facts_taken = self._n_facts_taken, self.measured.n_load_facts
         return self._n_facts_taken != n_facts
 
-    def fault_of_load(self, patience_s: float) -> ExitCause | None:
-        """Return why its load is to be ended now; None while it may go on.
+    def fault(self, *, patience_s: float) -> "Fault | None":
+        """Return why it is to be ended now; None while it may go on.
+
+        Args:
+            patience_s: how long its load may tell nothing; infinity once it has loaded.
+        """
+        if found := self.pulse.verdict:
+            if found.standing is Standing.FROZEN:
+                return Fault(ExitCause.FROZEN, found.reason)
+            cause = ExitCause.KILLED if found.is_from_outside else ExitCause.HUNG
+            return Fault(cause, found.reason, hears=True)
+        if time.monotonic() >= self._deaf_until_s:
+            return Fault(ExitCause.KILLED)
+        return self._fault_of_load(patience_s)
+
+    def next_fault_s(self, *, patience_s: float) -> float:
+        """Return when ``fault`` is to be asked again though nothing has happened."""
+        return min(self._deaf_until_s, self.watch.progress_s + patience_s)
+
+    def _fault_of_load(self, patience_s: float) -> "Fault | None":
+        """Return why its load is to be ended.
 
         If it is late that this is asked, kvsup itself stood still, by Ctrl-Z or a frozen container:
         what the load has told meanwhile is not read yet, so its time begins anew.
@@ -134,7 +169,7 @@ class Tenure:
         if late_s > LATE_S:
             self.watch.progress_s = time.monotonic()
             return None
-        return ExitCause.FROZEN if self.pulse.is_stopped else ExitCause.STALLED
+        return Fault(ExitCause.FROZEN if self.pulse.is_stopped else ExitCause.STALLED)
 
     def ended(self, code: int, *, ready_for_s: float) -> Exit:
         """Return its end, seen just now; close what is open to it and kill what it has left."""
@@ -142,39 +177,52 @@ class Tenure:
         self.child.kill()  # what it started may hold its pipes open
         return Exit(ExitCause.ENDED, code, time.monotonic(), ready_for_s)
 
-    async def kill(self, cause: ExitCause, *, ready_for_s: float = 0.0) -> Exit:
-        """End it at once; return that as its end, with ``cause``."""
-        self.pulse.close()
-        self.child.kill()
-        code = await self.child.wait()
-        self.upstream.close_all()
-        return Exit(cause, code, time.monotonic(), ready_for_s)
-
-    async def end_hung(self, verdict: Verdict, *, ready_for_s: float) -> Exit:
-        """End one that hangs; return that as its end. One that is stopped hears no signal but one.
+    async def end_for(self, fault: "Fault", *, ready_for_s: float) -> Exit:
+        """End it, and return that as its end.
 
         Its connections stay open until it is dead, so that no request sees them break before.
         """
-        if verdict.standing is Standing.FROZEN:
-            end = await self.kill(ExitCause.FROZEN, ready_for_s=ready_for_s)
-        else:
+        self.pulse.close()
+        if fault.hears:
             farewell = EXIT_LINE if self.watch.speaks_child_mode else None
             await self.child.stop(farewell=farewell, grace_s=_HUNG_GRACE_S)
-            cause = ExitCause.KILLED if verdict.is_from_outside else ExitCause.HUNG
-            end = await self.kill(cause, ready_for_s=ready_for_s)
-        return replace(end, detail=verdict.reason)
+        code = await self._killed()
+        self.upstream.close_all()
+        return Exit(fault.cause, code, time.monotonic(), ready_for_s, fault.detail)
 
     async def stop(self, *, was_ready: bool, grace_s: float) -> bool:
         """End it politely; return whether it had to be killed, ``grace_s`` later."""
         self.pulse.close()
         self.upstream.close_all()
         speaks = was_ready and self.watch.speaks_child_mode
-        return await self.child.stop(farewell=EXIT_LINE if speaks else None, grace_s=grace_s)
+        farewell = EXIT_LINE if speaks else None
+        was_killed = await self.child.stop(farewell=farewell, grace_s=grace_s)
+        await self._killed()
+        return was_killed
+
+    @property
+    def is_unkillable(self) -> bool:
+        """Say whether it has not ended though SIGKILL was sent to it long ago."""
+        return self._is_overdue and self.child.returncode is None
+
+    async def _killed(self) -> int:
+        """Kill it and return its exit code once it is reaped: its memory is not free before.
+
+        One that a driver or a disk holds in the kernel may never be: its requests are let go.
+        """
+        self.child.kill()
+        with anyio.move_on_after(KILL_S):
+            return await self.child.wait()
+        self._is_overdue = True
+        self.upstream.close_all()
+        self._emit(events.Unkillable(self._plan.name, self.child.pid))
+        self._on_overdue()
+        return await self.child.wait()
 
     def is_deaf(self) -> None:
         """Take note that it took no connection."""
-        if self.deaf_until_s == math.inf:
-            self.deaf_until_s = time.monotonic() + _DEAF_S
+        if self._deaf_until_s == math.inf:
+            self._deaf_until_s = time.monotonic() + _DEAF_S
             self._notify()
 
     async def _sample(self) -> None:

@@ -33,6 +33,13 @@ from kvsup.events import Event, describe
             events.Hung("m", "silent for 90 s", dry_run=True),
             "m: hangs: silent for 90 s; left alone, watchdog.dry_run is set",
         ),
+        (
+            events.Unkillable("m", 7),
+            (
+                "m: pid 7 cannot be killed: it sleeps in the kernel (state D), held by a driver or"
+                " a disk; its requests are let go, its memory is not free"
+            ),
+        ),
         (events.Evidence("m", "/s/1.json"), "m: evidence of its end is in /s/1.json"),
         (
             events.Replayed("m", "replayed", 0, 0.5, "hung"),
