@@ -20,6 +20,7 @@ class ExitCause(Enum):
 
     ASKED = "stopped as asked"
     CANNOT_START = "llama-server cannot be started"
+    CANNOT_START_AGAIN = "llama-server, which ran before, cannot be started"
     BAD_ARGUMENT = "llama-server does not take an argument"
     NO_SUCH_FILE = "the model file cannot be opened"
     NOT_A_MODEL = "the model file cannot be used"

@@ -37,6 +37,7 @@ _ENDS = frozenset({"Died", "Stopping", "GaveUp", "Began", "Spawned"})
 
 _MENDS: Mapping[str, str] = {
     "CANNOT_START": "name a llama-server that can be run; kvsup doctor shows which is found",
+    "CANNOT_START_AGAIN": "look whether it is still in its place: kvsup doctor",
     "BAD_ARGUMENT": "correct extra_args in {source}",
     "NO_SUCH_FILE": "correct model in {source}",
     "NOT_A_MODEL": "fetch the model file again, or name another in {source}",

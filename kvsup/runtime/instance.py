@@ -304,6 +304,7 @@ class Instance:
         self._enter(State.STARTING)
         tenure = await Tenure.begin(
             self.plan,
+            has_run=self._tenure is not None,
             logbook=self.logbook,
             emit=self.emit,
             notify=self.notify,

@@ -35,7 +35,12 @@ _DEAF_S = 2.0
 _HUNG_GRACE_S = 1.0
 """How long one that hangs may take to end politely; it seldom can."""
 
-_BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+_BUSY = frozenset(
+    {
+        errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT,
+        errno.EIO,
+    }
+)  # fmt: skip
 """What a start meets where the host, and not the program, is at fault."""
 
 
@@ -85,6 +90,7 @@ class Tenure:
         cls,
         plan: Plan,
         *,
+        has_run: bool,
         logbook: Logbook,
         emit: Callable[[events.Event], None],
         notify: Callable[[], None],
@@ -94,6 +100,7 @@ class Tenure:
 
         Args:
             plan: what to run.
+            has_run: one was started before, so what bars this one may pass, as an upgrade does.
             logbook: takes its lines.
             emit: takes what happens.
             notify: called when its owner should look.
@@ -104,8 +111,7 @@ class Tenure:
             orphans.clear_socket(plan.socket)
             child = await spawn(plan.argv, environment=plan.environment)
         except (OSError, ConfigError) as error:
-            is_busy = isinstance(error, OSError) and error.errno in _BUSY
-            cause = ExitCause.BUSY_HOST if is_busy else ExitCause.CANNOT_START
+            cause = _why_not_started(error, has_run=has_run)
             return Exit(cause, None, time.monotonic(), 0.0, str(error))
         emit(_spawned(plan, child))
         return cls(plan, child, logbook=logbook, emit=emit, notify=notify, on_overdue=on_overdue)
@@ -229,6 +235,13 @@ class Tenure:
         while True:
             await anyio.sleep(kernel.SAMPLE_S)
             self._oom.sample()
+
+
+def _why_not_started(error: OSError | ConfigError, *, has_run: bool) -> ExitCause:
+    beneath = error.__cause__ if isinstance(error, ConfigError) else error
+    if isinstance(beneath, OSError) and beneath.errno in _BUSY:
+        return ExitCause.BUSY_HOST
+    return ExitCause.CANNOT_START_AGAIN if has_run else ExitCause.CANNOT_START
 
 
 def _spawned(plan: Plan, child: Child) -> events.Spawned:
