@@ -247,14 +247,12 @@ class Instance:
             await self._run()
         except Exception as error:  # the crash barrier: one instance's bug must not end the others
             logger.exception("%s: a bug in kvsup", self.plan.name)
-            now_s = time.monotonic()
             self.failure = f"internal error: {error!r}"
-            self._life = Lifecycle(State.FAILED, now_s)
-            if self._upstream is not None:
-                self._upstream.end = Exit(ExitCause.ENDED, None, now_s, 0.0, self.failure)
-                self._upstream = None
+            self._life = Lifecycle(State.FAILED, time.monotonic())
+            if (upstream := self._upstream) is not None:
+                upstream.end = Exit(ExitCause.ENDED, None, self.since_s, 0.0, self.failure)
             self.emit(events.GaveUp(self.plan.name, self.failure))
-            self.notify()
+            self._go_down()
 
     async def _run(self) -> None:
         self.descent.tell(self.plan, self.emit)

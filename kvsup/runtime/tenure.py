@@ -35,10 +35,13 @@ _DEAF_S = 2.0
 _HUNG_GRACE_S = 1.0
 """How long one that hangs may take to end politely; it seldom can."""
 
+_UNTOLD = -1
+"""What uvloop says where no descriptor is left for the pipe that would tell why."""
+
 _BUSY = frozenset(
     {
         errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT,
-        errno.EIO,
+        errno.EIO, _UNTOLD,
     }
 )  # fmt: skip
 """What a start meets where the host, and not the program, is at fault."""
