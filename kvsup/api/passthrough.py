@@ -16,7 +16,7 @@ from kvsup.anthropic import requests as anthropic_requests
 from kvsup.api import listing
 from kvsup.api.errors import ANTHROPIC, OPENAI, ErrorShape
 from kvsup.api.exchange import JSON, SSE, SSE_HEADERS, Exchange
-from kvsup.api.relay import copy, leased, relay
+from kvsup.api.relay import copy, leased, pass_on, relay
 from kvsup.api.wishes import Wishes, read_wishes
 from kvsup.errors import ModelNotFound, RequestError
 from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_system
@@ -32,7 +32,7 @@ from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.images import MAX_IMAGES, Images
 from kvsup.runtime.keeping import Kept
-from kvsup.runtime.upstream import Response
+from kvsup.runtime.upstream import Response, Upstream
 
 _UPSTREAM = "/upstream/"
 
@@ -141,12 +141,19 @@ class PassthroughHandlers:
         async with self._fleet.lease(
             name, slots=slots, priority=exchange.priority, tell=exchange.came_through
         ) as instance:
-            upstream = await instance.ready()
-            async with upstream.stream(
-                request.method, target, headers=headers, body=body
-            ) as response:
-                mended = steered.make_answer() if steered and response.status == 200 else None
-                await copy(exchange, response, _Passed(response, mended), status=response.status)
+
+            async def send(upstream: Upstream) -> None:
+                async with upstream.stream(
+                    request.method, target, headers=headers, body=body
+                ) as response:
+                    mended = steered.make_answer() if steered and response.status == 200 else None
+                    passed = _Passed(response, mended)
+                    await copy(exchange, response, passed, status=response.status)
+
+            if slots:
+                await pass_on(instance, path=path, body=body, send=send)
+            else:
+                await send(await instance.ready())
 
     async def _pass(self, exchange: Exchange, dialect: Dialect) -> None:
         """Hold nothing large here: this waits in the queue, and while the answer streams."""

@@ -109,7 +109,7 @@ async def relay(
         make_answer=make_answer,
         mode=instance.plan.model.resume,
     )
-    await _carried(
+    answer, rest = await _carried(
         instance,
         path,
         fingerprint,
@@ -117,6 +117,25 @@ async def relay(
         reopen=passage.reopen,
         n_tokens=passage.n_tokens,
     )
+    # It runs no more: what it asks for its end, and a client that takes its time, is another thing.
+    await _finish(exchange, answer, rest + await answer.finish())
+
+
+async def pass_on(
+    instance: Instance, *, path: str, body: bytes, send: Callable[[Upstream], Awaitable[None]]
+) -> None:
+    """Let ``send`` ask as it likes; it is not run again, but known if the process dies of it.
+
+    Raises:
+        Poisoned: the process dies of it.
+        UpstreamError: it broke off.
+        InstanceError: no process comes up.
+    """
+
+    async def attempt(upstream: Upstream, _survival: Survival) -> None:
+        await send(upstream)
+
+    await _carried(instance, path, fingerprint_of(path, body), attempt, reopen=_never)
 
 
 async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:
@@ -139,6 +158,10 @@ async def _known(path: str, body: Kept) -> tuple[str, int]:
 
 async def _always(_error: UpstreamError) -> bool:
     return True
+
+
+async def _never(_error: UpstreamError) -> bool:
+    return False
 
 
 async def _carried(
@@ -200,11 +223,11 @@ class _Passage:
         """Return how many tokens of the answer the client has."""
         return self._seam.n_delivered_tokens
 
-    async def attempt(self, upstream: Upstream, survival: Survival) -> None:
-        """Run it on ``upstream`` to its end."""
+    async def attempt(self, upstream: Upstream, survival: Survival) -> tuple[Answer, bytes]:
+        """Run it on ``upstream`` to its end; return its answer and what is to be sent of it yet."""
         began_s = time.monotonic()
         try:
-            await self._run(upstream, survival)
+            return await self._run(upstream, survival)
         finally:
             self._took_s = time.monotonic() - began_s
 
@@ -241,7 +264,7 @@ class _Passage:
         members = continued_body(self._path, msgspec.json.decode(body), self._seam.transcript)
         return msgspec.json.encode(members)
 
-    async def _run(self, upstream: Upstream, survival: Survival) -> None:
+    async def _run(self, upstream: Upstream, survival: Survival) -> tuple[Answer, bytes]:
         async with upstream.stream(
             "POST", self._path, headers=self._headers, body=self._posted
         ) as response:
@@ -251,11 +274,10 @@ class _Passage:
                     raise NotResumed(f"llama-server does not go on with this answer: {error}")
                 raise error
             if dict(response.headers).get(b"content-type", b"").startswith(SSE):
-                await self._flow(response, survival)
-            else:
-                await self._whole(response, survival)
+                return await self._flow(response, survival), b""
+            return await self._whole(response, survival)
 
-    async def _flow(self, response: Response, survival: Survival) -> None:
+    async def _flow(self, response: Response, survival: Survival) -> Answer:
         """Send the events of ``response``; those that came together leave together."""
         seam, exchange = self._seam, self._exchange
         if self._answer is None:
@@ -280,14 +302,14 @@ class _Passage:
                 raise
         if not seam.is_complete:
             raise UpstreamError("llama-server ended its stream before its last event")
-        await self._finish(await answer.finish(), answer)
+        return answer
 
-    async def _whole(self, response: Response, survival: Survival) -> None:
-        """Send an answer that is no stream, once it is there."""
+    async def _whole(self, response: Response, survival: Survival) -> tuple[Answer, bytes]:
+        """Take an answer that is no stream, once it is there."""
         data = await response.read_all()
         survival.went_on("replayed", 0)
         answer = _Unretried(self._make_answer(response))
-        await self._finish(answer.feed(data) + await answer.finish(), answer)
+        return answer, answer.feed(data)
 
     def _note(self, now_s: float, survival: Survival) -> None:
         """Note that more was delivered; tell that the answer goes on once any of it is new."""
@@ -298,14 +320,6 @@ class _Passage:
                 survival.went_on(_rescue(self._how, seam.n_before), seam.n_before)
                 survival.came_further()
         attempts.came(now_s)
-
-    async def _finish(self, rest: bytes, answer: Answer) -> None:
-        if self._exchange.is_started:
-            await self._exchange.end(rest)
-        else:
-            await self._exchange.answer(
-                rest, content_type=answer.content_type, headers=answer.headers
-            )
 
 
 class _Unretried:
@@ -344,7 +358,11 @@ async def copy(
             if not exchange.is_started:
                 await exchange.start(answer.content_type, status=status, headers=answer.headers)
             await exchange.write(out)
-    rest = await answer.finish()
+    await _finish(exchange, answer, await answer.finish(), status=status)
+
+
+async def _finish(exchange: Exchange, answer: Answer, rest: bytes, *, status: int = 200) -> None:
+    """Send the end of an answer, which may be all of it."""
     if exchange.is_started:
         await exchange.end(rest)
     else:

@@ -64,9 +64,16 @@ class Survival:
         return self._end.describe() if self._end else "its connection broke"
 
     async def upstream(self) -> Upstream:
-        """Return where it may run now; raises as ``Instance.ready``."""
+        """Return where it may run now; raises as ``Instance.ready``.
+
+        Raises:
+            Poisoned: as ``see_end``, of a process that took its time to end.
+        """
         await self._instance.docket.turn(self._case)
-        return await self._instance.ready()
+        upstream = await self._instance.ready()
+        if self._case.verdict is not None:
+            raise self._case.verdict
+        return upstream
 
     @contextmanager
     def on(self, upstream: Upstream) -> Iterator[None]:

@@ -1,9 +1,11 @@
 """Which request a llama-server died of: the requests of one instance, and the deaths under them.
 
 A death that a request may have brought about counts against every request that ran. Those are
-suspects: they run again one after the other, in the order in which they came, each until its answer
-has come further than it was, so that a second death has one culprit. It is told, and not run again;
-the others come through.
+suspects. Suspects that want to run do so one after the other, in the order in which they came, each
+until its answer has come further than it was; one that does not want to, since its client is slow,
+holds nobody up. Coming further ends the suspicion, and with it the deaths that others may be to
+blame for; what died while a request ran alone stays. Convicted is who has two deaths and was alone
+at the last, or three. It is told, and not run again; the others come through.
 """
 
 import time
@@ -17,7 +19,8 @@ from kvsup.restart import Exit
 from kvsup.runtime.upstream import Upstream
 
 MAX_COMPANY_DEATHS = 3
-"""Deaths after which a request is convicted although others ran each time."""
+"""Deaths after which a request is convicted although others ran each time: it never came further,
+and some of them did."""
 
 REMEMBERED_S = 600.0
 """How long a convicted request is refused without being run."""
@@ -36,6 +39,10 @@ class Case:
     """Returns how much of the answer its client has."""
     deaths: list[Exit] = field(default_factory=list)
     """Those that count against it."""
+    alone: list[Exit] = field(default_factory=list)
+    """Those at which it ran alone."""
+    is_waiting: bool = False
+    """It is a suspect and wants to run."""
     verdict: Poisoned | None = None
     """Set once it is convicted."""
 
@@ -48,6 +55,8 @@ class Docket:
         self._cases: list[Case] = []
         self._running: dict[Upstream, list[Case]] = {}
         self._suspects: list[Case] = []
+        self._on_trial: Case | None = None
+        """The suspect that runs."""
         self._convicted: dict[str, tuple[float, str]] = {}
         self.struck: list[Case] = []
         """Those that ran on the last process that died."""
@@ -81,9 +90,19 @@ class Docket:
         self.clear(case)
 
     async def turn(self, case: Case) -> None:
-        """Wait until ``case`` may run: a suspect waits for those that came before it."""
-        while case in self._suspects and self._suspects[0] is not case:
-            await self._news.wait()
+        """Wait until ``case`` may run: a suspect waits for others, those that came first first."""
+        case.is_waiting = True
+        try:
+            while case in self._suspects and self._next() is not case:
+                await self._news.wait()
+        finally:
+            case.is_waiting = False
+        if case in self._suspects:
+            self._on_trial = case
+
+    def _next(self) -> Case | None:
+        """Return the suspect that may run now; None if none wants to."""
+        return self._on_trial or next((c for c in self._suspects if c.is_waiting), None)
 
     def starts(self, case: Case, upstream: Upstream) -> None:
         """Note that it runs on ``upstream``."""
@@ -99,9 +118,12 @@ class Docket:
                 del self._running[upstream]
 
     def clear(self, case: Case) -> None:
-        """End the suspicion: it has come further than it was when its process died."""
+        """End the suspicion: it has come further than it was when its process died, or is done."""
         if case in self._suspects:
             self._suspects.remove(case)
+            case.deaths = list(case.alone)
+            if self._on_trial is case:
+                self._on_trial = None
             self._wake()
 
     def forget(self) -> None:
@@ -118,13 +140,16 @@ class Docket:
         if is_answered or not end.cause.may_be_a_requests:
             return []
         forgiven: list[Exit] = []
+        is_alone = len(cases) == 1
         for case in cases:
             case.deaths.append(end)
-            n_deaths = len(case.deaths)
-            if n_deaths >= MAX_COMPANY_DEATHS or (n_deaths >= 2 and len(cases) == 1):
+            case.alone += [end] if is_alone else []
+            if len(case.deaths) >= (2 if is_alone else MAX_COMPANY_DEATHS):
                 self._convict(case)
                 forgiven += case.deaths
-        self._suspects = [c for c in self._cases if c.deaths and not c.verdict]
+        struck = {*self._suspects, *cases}
+        self._suspects = [c for c in self._cases if c in struck and not c.verdict]
+        self._on_trial = None
         self._wake()
         return forgiven
 

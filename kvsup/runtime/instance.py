@@ -328,6 +328,8 @@ class Instance:
         if upstream is not None:
             forgiven = self.docket.died(upstream, end, is_answered=lower is not None)
             self._deaths = [death for death in self._deaths if death not in forgiven]
+        since_s = end.at_s - self.plan.model.restart.window_s
+        self._deaths = [death for death in self._deaths if death.at_s > since_s]
         self.plan = lower or self.plan
 
     async def _hold(self, tenure: Tenure) -> Exit:

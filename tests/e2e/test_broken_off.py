@@ -170,3 +170,43 @@ def test_streamed_transcription_that_dies_says_of_what(
 
     assert answer.text.startswith(event)
     assert "llama-server ended in the middle of this answer" in answer.text
+
+
+def test_death_while_the_end_of_an_answer_is_made_up_holds_nobody_up(
+    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path
+) -> None:
+    """``/api/generate`` asks for its context once all was said: that is another request."""
+    said: Steps = [["head"], ["token", "Hello"], ["done"]]
+    script = tmp_path / "s.json"
+    prompt = plain('{"prompt": "Say hello."}')
+    tokens = plain('{"tokens": [1, 2, 3]}')
+    line = write_script(script, answers=[said, [["die", "SIGSEGV"]], prompt, tokens])
+    kvsup = start_kvsup({"m": scripted(smollm2, line, QUICK)})
+    body = {"model": "m", "prompt": "Say hello.", "stream": False}
+
+    answer = kvsup.client.post("/api/generate", json=body)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["response"] == "Hello"
+    assert answer.json()["context"] == [1, 2, 3]
+
+
+def plain(body: str) -> Steps:
+    """Return the steps of a whole answer of status 200."""
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return [["raw", f"{head}Content-Length: {len(body)}\r\n\r\n{body}"]]
+
+
+def test_request_passed_as_it_is_that_kills_is_told_and_counts_as_company(
+    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path
+) -> None:
+    """It is known as any other that runs, so that nobody beside it is taken for what killed."""
+    line = write_script(tmp_path / "s.json", answers=[[["head"], ["die", "SIGSEGV"]], WHOLE])
+    kvsup = start_kvsup({"m": scripted(smollm2, line, QUICK)})
+
+    answer = kvsup.client.post("/upstream/m/completion", json={"prompt": "Hi"})
+
+    assert "llama-server ended" in answer.text
+    assert "SIGSEGV" in answer.text
+    (evidence,) = (kvsup.state / "evidence").rglob("*.json")
+    assert [r["route"] for r in json.loads(evidence.read_text())["requests"]] == ["/completion"]

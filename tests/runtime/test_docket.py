@@ -75,10 +75,10 @@ async def test_a_suspect_waits_for_those_that_came_before_it() -> None:
         order.append(name)
 
     async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, first, "a")
         tasks.start_soon(run, second, "b")
         await anyio.wait_all_tasks_blocked()
-        assert order == []
-        await run(first, "a")
+        assert order == ["a"]
         docket.clear(first)
 
     assert order == ["a", "b"]
@@ -140,3 +140,75 @@ async def test_a_closed_case_leaves_nothing_behind() -> None:
     del upstream
     gc.collect()
     assert left() is None
+
+
+async def test_a_suspect_that_does_not_want_to_run_holds_nobody_up() -> None:
+    """Its client is slow to take what it has; once it wants to, it waits for who runs."""
+    docket = Docket("m")
+    slow, other = docket.open("a"), docket.open("b")
+    die(docket, slow, other, at_s=1)
+
+    with anyio.fail_after(5):
+        await docket.turn(other)
+    with anyio.move_on_after(0.05) as waited:
+        await docket.turn(slow)
+    assert waited.cancelled_caught
+    docket.clear(other)
+    with anyio.fail_after(5):
+        await docket.turn(slow)
+
+
+async def test_an_answer_that_comes_further_between_deaths_convicts_nobody_by_company() -> None:
+    """A long stream beside three poisons of other people is none."""
+    docket = Docket("m")
+    long = docket.open("long")
+    for n in range(4):
+        poison = docket.open(f"p{n}")
+        die(docket, long, poison, at_s=10 * n)
+        docket.clear(long)
+        assert die(docket, long, poison, at_s=10 * n + 1) == 0
+        docket.clear(long)
+        assert die(docket, poison, at_s=10 * n + 2) == 3
+        assert poison.verdict
+        docket.close(poison)
+
+    assert long.verdict is None
+
+
+async def test_deaths_alone_are_kept_however_far_the_answer_came() -> None:
+    """A request of which the process dies twice gets the error."""
+    docket = Docket("m")
+    case = docket.open("a")
+    die(docket, case, at_s=1)
+    docket.clear(case)
+
+    assert die(docket, case, at_s=2) == 2
+    assert case.verdict
+
+
+@pytest.mark.parametrize("n_innocent", [1, 2, 4])
+@pytest.mark.parametrize("place", ["first", "last"])
+async def test_a_poison_among_others_is_convicted_soon_and_nobody_else(
+    n_innocent: int, place: str
+) -> None:
+    """Each innocent comes further whenever it runs; the poison kills whenever it runs."""
+    docket = Docket("m")
+    names = [f"i{n}" for n in range(n_innocent)]
+    names.insert(0 if place == "first" else n_innocent, "poison")
+    cases = {name: docket.open(name) for name in names}
+    poison = cases["poison"]
+    n_deaths, running = 0, list(cases.values())
+    while poison.verdict is None:
+        n_deaths += 1
+        assert n_deaths <= 4
+        die(docket, *running, at_s=n_deaths)
+        running = []
+        while poison not in running and poison.verdict is None:
+            for case in [c for c in cases.values() if c not in running]:
+                with anyio.move_on_after(0.01):
+                    await docket.turn(case)
+                    running.append(case)
+                    if case is not poison:
+                        docket.clear(case)
+
+    assert not any(case.verdict for case in cases.values() if case is not poison)
