@@ -49,36 +49,32 @@ def read_configuration(
     folder: Path,
     environ: Mapping[str, str],
     *,
-    may_be_empty: bool = False,
-    state_dir: Path | None = None,
+    in_force: Configuration | None = None,
 ) -> Configuration:
     """Return the configuration of ``folder``, with Ollama's variables in ``environ`` under it.
 
     Args:
         folder: with a TOML file for each model.
         environ: the environment.
-        may_be_empty: a folder without a model is right: its last one was deleted.
-        state_dir: the state folder in force, whatever is written there; None: as written.
+        in_force: the one that it is to follow in a kvsup that runs: its folders of state and of
+            sockets stay, since they are locked, and its API keys while kvsup.toml is missing; a
+            folder without a model is right, since its last one was deleted.
 
     Raises:
         ConfigError: with every problem of every file.
     """
-    if not folder.is_dir():
+    if _names_in(folder) is None:
         raise ConfigError(
             f"{folder}: no such folder; make it and write one TOML file a model, "
             "or name another: kvsup run CONFIG_DIR"
         )
     read_ns = time.time_ns()
-    try:
-        reading = _Reading(folder, environ)
-    except OSError as unlisted:
-        why = unlisted.strerror or unlisted
-        raise ConfigError(f"{folder}: cannot be listed: {why}") from unlisted
+    reading = _Reading(folder, environ)
     host = reading.host()
-    keys = reading.keys(host)
-    state = state_dir or paths.state_dir(host.state_dir)
-    run = paths.run_dir(state)
-    models = reading.models(may_be_empty=may_be_empty)
+    keys = reading.keys(host, in_force=in_force.keys if in_force else None)
+    state = in_force.state_dir if in_force else paths.state_dir(host.state_dir)
+    run = in_force.run_dir if in_force else paths.run_dir(state)
+    models = reading.models(may_be_empty=in_force is not None)
     plans = [reading.plan(model, source, state, run) for model, source in models]
     if error := reading.error():
         raise error
@@ -89,14 +85,12 @@ def read_configuration(
 def toml_files(folder: Path, pattern: str = "*.toml") -> list[Path]:
     """Return the files of a configuration folder, but hidden ones: editors keep locks and drafts.
 
-    ``.#chat.toml`` is Emacs's, a link to nowhere.
+    ``.#chat.toml`` is Emacs's, a link to nowhere. A folder that is not there has none.
 
     Raises:
-        OSError: it cannot be listed.
+        ConfigError: it cannot be listed.
     """
-    if not folder.is_dir():
-        return []
-    names = [path.name for path in folder.iterdir()]
+    names = _names_in(folder) or ()
     return sorted(folder / n for n in names if fnmatchcase(n, pattern) and not n.startswith("."))
 
 
@@ -121,15 +115,22 @@ class _Reading:
     _binaries: dict[str, Binary | str] = field(default_factory=dict)
     """What each path is, or why it cannot be used."""
     _environment: Source = field(init=False)
+    _has_host_file: bool = field(init=False)
     _host_file: Source | None = field(init=False)
+    """None, too, where it is there and cannot be read."""
     _model_files: list[tuple[Path, Source]] = field(init=False)
 
     def __post_init__(self) -> None:
         environment = read_environment(self.environ)
         self._environment = Source("environment", environment.table, spelling=environment.spelling)
-        files = toml_files(self.folder, self.only)
+        try:
+            files = toml_files(self.folder, self.only)
+        except ConfigError as error:
+            self._problems += error.problems
+            files = []
         host_file = self.folder / paths.HOST_FILE
-        self._host_file = self._source(host_file) if host_file in files else None
+        self._has_host_file = host_file in files
+        self._host_file = self._source(host_file) if self._has_host_file else None
         keys = self._key_file()
         models = [f for f in files if f != host_file and _absolute(f.name, self.folder) != keys]
         self._model_files = [(path, source) for path in models if (source := self._source(path))]
@@ -156,9 +157,18 @@ class _Reading:
             host = msgspec.structs.replace(host, api_keys=str(keys))
         return host
 
-    def keys(self, host: HostConfig) -> KeyRing | None:
-        """Return the API keys, None where the host names no file of them."""
+    def keys(self, host: HostConfig, *, in_force: KeyRing | None) -> KeyRing | None:
+        """Return the API keys, None where the host names no file of them.
+
+        Those ``in_force`` go only with the line in kvsup.toml: a file that is missing for a moment,
+        as in a checkout of another branch, opens nothing.
+        """
         if host.api_keys is None:
+            if in_force is not None and not self._has_host_file:
+                gone = "is gone, which named the API keys; put it back, or start kvsup again"
+                self._problems.append(
+                    Problem(_shown(self.folder / paths.HOST_FILE), None, "", gone)
+                )
             return None
         path = Path(host.api_keys)
         keys, problems = read_keys(path, _shown(path))
@@ -311,6 +321,17 @@ def _program(text: str, folder: Path) -> str:
     if "/" not in text:
         return shutil.which(text) or text
     return str(_absolute(text, folder))
+
+
+def _names_in(folder: Path) -> list[str] | None:
+    """Return the names in ``folder``, None where that is nothing; raises as ``toml_files``."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names are what is wanted
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        problem = Problem(_shown(folder), None, "", f"cannot be listed: {error.strerror}")
+        raise ConfigError((problem,)) from error
 
 
 def _shown(path: Path) -> str:

@@ -16,7 +16,6 @@ from kvsup.plan import Plan
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.notifying import Notifier
-from kvsup.runtime.paths import HOST_FILE
 from kvsup.runtime.watching import Look, damages, look, names, turns
 
 logger = logging.getLogger(__name__)
@@ -78,11 +77,10 @@ class Reloader:
         self._emit = emit
         self._notifier = notifier
         self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._read_s = time.monotonic()
         self._seen = _before(look(configuration), configuration.read_ns - _CLOCK_NS)
         self._told: set[tuple[str, str, events.Damage]] = set()
         self._stopped = anyio.Event()
-        self._is_blind = False
-        """The last look at the files failed."""
 
     @property
     def status(self) -> str:
@@ -116,59 +114,41 @@ class Reloader:
 
     async def watch(self) -> None:
         """Take up edits as they come, until ``stop``; nothing where the host says so."""
-        read_s = time.monotonic()
         async with aclosing(turns(lambda: self._seen.folders, stopped=self._stopped)) as moments:
             async for _ in moments:
-                if not self.configuration.host.watch:
-                    continue
-                is_retry = self.refusal is not None and time.monotonic() - read_s > RETRY_S
-                if await self._has_read(is_retry=is_retry):
-                    read_s = time.monotonic()
+                if self.configuration.host.watch:
+                    await self._try(self._follow, told=self.refusal)
 
-    async def _has_read(self, *, is_retry: bool) -> bool:
-        """Look at the files, and read them if they changed, or again if ``is_retry``."""
-        try:
-            now = await self._look()
-            is_edited = self._seen.changed(now) and self._seen.changed(await self._settled(now))
-        except OSError as error:  # out of files, or a disk that is far away
-            if not self._is_blind:
-                logger.warning("%s cannot be looked at: %s", self.configuration.folder, error)
-            self._is_blind = True
-            return False
-        self._is_blind = False
-        if is_edited:
+    async def _follow(self) -> None:
+        """Look at the files once, and take up what changed."""
+        now = await self._look()
+        if self._seen.changed(now) and self._seen.changed(await self._settled(now)):
             await self.reload_or_tell()
-        elif is_retry:
-            await self._try(self._read, told=self.refusal)
+        elif self.refusal is not None and time.monotonic() - self._read_s > RETRY_S:
+            await self._read()
         else:
             self._tell_of_damage(now)
-            return False
-        return True
 
     async def _read(self) -> None:
+        before = self._seen
         try:
             before = await self._look()
-        except OSError as error:
-            raise ConfigError(f"{self.configuration.folder} cannot be read: {error}") from error
-        try:
             new, after = await anyio.to_thread.run_sync(
                 _read_and_look, self.configuration, self._environ, limiter=self._one_at_a_time
             )
-            _check_keys(self.configuration, new)
             self._check(new)
-        except ConfigError as error:
-            self.refusal, self._seen = error, before
-            raise
         except Exception as error:
-            self.refusal, self._seen = ConfigError(f"a bug in kvsup: {error!r}"), before
+            self.refusal, self._seen = _refusal(error), before
             raise
+        finally:
+            self._read_s = time.monotonic()
         # From here on nothing awaits: who asked may leave, and all is taken up or nothing.
         changed = self._seen.changed(before)
         old, self.configuration, self.refusal = self.configuration, new, None
         named = {path: before.named.get(path, stamp) for path, stamp in after.named.items()}
         self._seen = replace(after, listed=before.listed, named=named)
         tell_plans(new.plans, told=old.plans)
-        _tell_what_waits(old, new)
+        _tell_of_host(old, new)
         failed = {i.plan.name for i in self._fleet.instances() if i.failure is not None}
         self._fleet.replace(new.plans, new.host)
         for plan in new.plans:
@@ -179,13 +159,16 @@ class Reloader:
     async def _try(
         self, read: Callable[[], Awaitable[None]], *, told: ConfigError | None = None
     ) -> None:
+        """Tell of an error of ``read``, unless it is ``told``; not even a bug ends what runs."""
         try:
             await read()
-        except ConfigError as error:
-            if told is None or _places(error) != _places(told):
-                self._emit(events.ReloadRefused(str(error)))
-        except Exception:  # a bug in reading must not end what runs
-            logger.exception("configuration not taken up: a bug in kvsup")
+        except Exception as error:
+            self.refusal = _refusal(error)
+            if told is not None and _places(self.refusal) == _places(told):
+                return
+            if not isinstance(error, ConfigError):
+                logger.exception("the configuration cannot be read")
+            self._emit(events.ReloadRefused(str(self.refusal)))
 
     async def _look(self) -> Look:
         loaded = [instance.plan for instance in self._fleet.loaded()]
@@ -225,20 +208,15 @@ class Reloader:
 
 
 def _read_and_look(old: Configuration, environ: Mapping[str, str]) -> tuple[Configuration, Look]:
-    new = read_configuration(old.folder, environ, may_be_empty=True, state_dir=old.state_dir)
+    new = read_configuration(old.folder, environ, in_force=old)
     return new, look(new)
 
 
-def _check_keys(old: Configuration, new: Configuration) -> None:
-    """Raise ConfigError where keys are no longer asked for since their file has gone."""
-    if old.keys is None or new.keys is not None:
-        return
-    if not (new.folder / HOST_FILE).exists():
-        raise ConfigError(
-            f"{new.folder / HOST_FILE} is gone, which named the API keys; put it back, or start"
-            " kvsup again to do without keys"
-        )
-    logger.warning("no API key is asked for any more: api_keys was removed")
+def _refusal(error: Exception) -> ConfigError:
+    """Return why nothing is taken up: ``error``, in words if its owner can do nothing about it."""
+    if isinstance(error, ConfigError):
+        return error
+    return ConfigError(f"the configuration cannot be read: {error!r}")
 
 
 def tell_plans(plans: Iterable[Plan], *, told: Iterable[Plan] = ()) -> None:
@@ -258,13 +236,15 @@ def _warnings(plan: Plan) -> list[str]:
     return [*(f"{key}: {message}" for key, message in advice), *([slow] if slow else [])]
 
 
-def _tell_what_waits(old: Configuration, new: Configuration) -> None:
-    """Warn of changed keys that only a new start takes up."""
+def _tell_of_host(old: Configuration, new: Configuration) -> None:
+    """Warn of changed keys that only a new start takes up, and of API keys that are gone."""
     fixed = [
         key for field, key in _FIXED.items() if getattr(old.host, field) != getattr(new.host, field)
     ]
     if fixed:
         logger.warning("%s: takes effect when kvsup starts again", ", ".join(fixed))
+    if old.keys is not None and new.keys is None:
+        logger.warning("no API key is asked for any more: api_keys was removed")
 
 
 def _before(seen: Look, time_ns: int) -> Look:

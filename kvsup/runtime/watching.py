@@ -1,6 +1,7 @@
 """Notice what changes on disk of the files that a configuration is made of."""
 
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -48,12 +49,16 @@ def look(configuration: Configuration, loaded: Iterable[Plan] = ()) -> Look:
     """Return the files of ``configuration``, and those that ``loaded`` have mapped, as they are.
 
     It asks the disk, which may be far away: call it in a thread.
+
+    Raises:
+        ConfigError: the folder cannot be listed.
     """
     listed = {path: stamp_or_none(path) for path in toml_files(configuration.folder)}
     named = {path: stamp_or_none(path) for path in set(_named(configuration))}
     mapped = {Path(path): stamp_or_none(Path(path)) for plan in loaded for path, _ in _mapped(plan)}
     folders = {configuration.folder, *(path.parent for path in (*named, *mapped))}
-    return Look(listed, named, mapped, tuple(sorted(f for f in folders if f.is_dir())))
+    there = (f for f in folders if os.path.isdir(f))  # noqa: PTH112 - pathlib's raises
+    return Look(listed, named, mapped, tuple(sorted(there)))
 
 
 def names(plan: Plan, changed: frozenset[Path]) -> bool:

@@ -140,10 +140,12 @@ def test_no_file_descriptor_left_ends_nothing(start_kvsup: StartKvsup, smollm2: 
         content = httpx.Request("POST", kvsup.url, json=body).content
         waiting.sendall(request("POST /api/generate", content))
         time.sleep(3)
+        eventually(lambda: "cannot be listed: Too many open files" in kvsup.log())
     limit_files(kvsup, n_files)
     with closing(waiting):
         heard = hear(waiting)
     assert heard.statuses == [200], (heard.data, kvsup.log())
+    eventually(lambda: "configuration read again" in kvsup.log())
 
     eventually(lambda: say(kvsup, request("GET /api/version")).statuses == [200])
     assert chat(kvsup).status_code == 200

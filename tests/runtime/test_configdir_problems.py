@@ -5,9 +5,10 @@ from pathlib import Path
 import gguf
 import pytest
 
+from kvsup.config import HostConfig
 from kvsup.errors import ConfigError
 from kvsup.llama.argv import _OWNED
-from kvsup.runtime.configdir import read_configuration
+from kvsup.runtime.configdir import read_configuration, read_host
 from tests.runtime.folders import ConfigFolder
 
 NO_TYPE = (
@@ -245,6 +246,19 @@ def test_missing_folder_is_told_by_its_name(tmp_path: Path) -> None:
     """A wrong path is no empty configuration."""
     with pytest.raises(ConfigError, match="gone: no such folder; make it and write one TOML file"):
         read_configuration(tmp_path / "gone", {})
+
+
+def test_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path) -> None:
+    """Not an empty one, also for the command line that only looks for the host's address."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+
+    with pytest.raises(ConfigError, match="loop: cannot be listed: "):
+        read_configuration(loop, {})
+    host, error = read_host(loop, {})
+
+    assert host == HostConfig()
+    assert "loop: cannot be listed: " in str(error)
 
 
 def test_host_file_that_is_wrong_is_told_although_its_models_are_right(

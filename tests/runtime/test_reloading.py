@@ -5,8 +5,8 @@ import errno
 import os
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -16,7 +16,7 @@ from kvsup.errors import ConfigError
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.notifying import Notifier
 from kvsup.runtime.reloading import Reloader
-from kvsup.runtime.watching import Look, damages, look
+from kvsup.runtime.watching import Look
 from tests.runtime.supervised import Folder, Running, running, until
 
 ALL = events.Reloaded
@@ -137,47 +137,6 @@ async def test_key_file_that_is_opened_to_others_is_refused(folder: Folder) -> N
     assert in_force is not None
 
 
-def test_damages_of_mapped_weights(folder: Folder, tmp_path: Path) -> None:
-    """Written or deleted; replaced by another file they stay whole for who has them open."""
-    weights = Path(shutil.copy(folder.model, tmp_path / "own.gguf"))
-    folder.model = weights
-    folder.write(a="", b="use_mmap = false")
-    configuration = folder.read()
-    a, b = configuration.plans
-
-    def seen() -> list[str]:
-        now = look(configuration, configuration.plans)
-        assert list(damages(b, now)) == []
-        return [damage for path, damage in damages(a, now) if path == str(weights)]
-
-    calm = seen()
-    os.truncate(weights, 100)
-    written = seen()
-    Path(shutil.copy(weights, tmp_path / "other")).rename(weights)
-    replaced = seen()
-    weights.unlink()
-    deleted = seen()
-
-    assert (calm, written, replaced, deleted) == ([], ["written"], [], ["deleted"])
-
-
-def test_look_that_differs_names_what_changed(folder: Folder, tmp_path: Path) -> None:
-    """TOML files, what they name, and llama-servers with the libraries beside them."""
-    program = Path(shutil.copy(folder.llama_server, tmp_path / "llama-server"))
-    folder.llama_server = program
-    folder.write(a="")
-    configuration = folder.read()
-    before = look(configuration)
-
-    library = tmp_path / "libllama.so.1"
-    library.write_bytes(b"")
-    os.utime(configuration.folder / "a.toml", ns=(1, 1))
-
-    changed = before.changed(look(configuration))
-    assert changed == {library, configuration.folder / "a.toml"}
-    assert before.changed(replace(before, mapped={}, folders=())) == frozenset()
-
-
 def test_plan_of_a_program_with_another_library_is_another(folder: Folder, tmp_path: Path) -> None:
     """A build replaces ``libllama.so`` and leaves the small program that loads it as it is."""
     folder.llama_server = Path(shutil.copy(folder.llama_server, tmp_path / "llama-server"))
@@ -292,50 +251,104 @@ async def test_state_folder_stays_until_kvsup_starts_again(folder: Folder) -> No
 
 
 async def test_look_that_fails_ends_nothing_and_is_told_once(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No file descriptor left, or a disk that is away: what changed meanwhile is taken up later."""
+    """No thread is left for it, say; what changed meanwhile is taken up later."""
+    monkeypatch.setattr("kvsup.runtime.reloading.RETRY_S", 0.01)
     folder.write(a="")
     n_failed = 0
 
     def failing(*_arguments: object) -> Look:
         nonlocal n_failed
         n_failed += 1
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise RuntimeError("can't start new thread")
 
-    async with watching(folder.read()) as (now, _):
+    async with watching(folder.read()) as (now, reloader):
         with monkeypatch.context() as patch:
             patch.setattr("kvsup.runtime.reloading.look", failing)
             folder.write(a="batch_size = 32")
             await until(lambda: n_failed > 2)
-        folder.write(a="batch_size = 48")
-        await until(lambda: now.fleet.instance("a").plan.model.batch_size == 48)
+            assert "can't start new thread" in str(reloader.refusal)
+        await until(lambda: now.fleet.instance("a").plan.model.batch_size == 32)
+        assert reloader.refusal is None
 
-    assert caplog.text.count("cannot be looked at") == 1
+    assert len(now.of_kind(events.ReloadRefused)) == 1
 
 
-def test_damage_of_weights_that_were_loaded_since_the_look_is_none(folder: Folder) -> None:
-    """They are not among what was looked at, which is no sign that they are gone."""
+async def test_folder_that_cannot_be_listed_is_told_once_and_taken_up_when_it_can(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is a link that leads to itself."""
+    monkeypatch.setattr("kvsup.runtime.reloading.RETRY_S", 0.01)
+    configs, real = folder.path / "configs", folder.path / "real"
+    folder.write(a="")
+    configs.rename(real)
+    configs.symlink_to(real)
+
+    def lead_to(target: Path) -> None:
+        """Let the folder lead elsewhere, without a moment in which it is not there."""
+        link = folder.path / "link"
+        link.symlink_to(target)
+        link.replace(configs)
+
+    async with watching(folder.read()) as (now, reloader):
+        lead_to(configs)
+        await until(lambda: reloader.refusal)
+        first = reloader.refusal
+        await until(lambda: reloader.refusal is not first)
+        lead_to(real)
+        await until(lambda: reloader.refusal is None)
+
+    assert "cannot be listed" in str(first)
+    assert len(now.of_kind(events.ReloadRefused)) == 1
+
+
+async def test_keys_stay_when_their_file_was_away_while_it_was_read(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However soon it is back: what counts is what the reading saw."""
+    keys = folder.path / "keys.toml"
+    keys.write_text('[me]\nkey = "a-key-of-enough-length"\n')
+    keys.chmod(0o600)
+    folder.host += f'api_keys = "{keys}"\n'
     folder.write(a="")
     configuration = folder.read()
+    host_file = configuration.folder / "kvsup.toml"
 
-    assert list(damages(configuration.plans[0], look(configuration, loaded=()))) == []
+    def back_after_reading(*arguments: Any, **named: Any) -> Configuration:
+        text = host_file.read_text()
+        host_file.unlink()
+        try:
+            return read_configuration(*arguments, **named)
+        finally:
+            host_file.write_text(text)
+
+    monkeypatch.setattr("kvsup.runtime.reloading.read_configuration", back_after_reading)
+    async with watching(configuration) as (_, reloader):
+        with pytest.raises(ConfigError, match="named the API keys"):
+            await reloader.reload()
+
+        assert reloader.configuration.keys is not None
 
 
 async def test_bug_in_reading_is_a_refusal_that_everyone_sees(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not an error at each turn, with all well in ``kvsup ps``."""
+    monkeypatch.setattr("kvsup.runtime.reloading.RETRY_S", 0.01)
     folder.write(a="")
 
     def wrong(*_arguments: object) -> None:
         raise RuntimeError("a slip")
 
-    async with watching(folder.read()) as (_, reloader):
+    async with watching(folder.read()) as (now, reloader):
         with monkeypatch.context() as patch:
             patch.setattr("kvsup.runtime.reloading._read_and_look", wrong)
             await reloader.reload_or_tell()
-            assert "a slip" in str(reloader.refusal)
-        await reloader.reload()
+            first = reloader.refusal
+            assert "a slip" in str(first)
+            await until(lambda: reloader.refusal is not first)
+        await until(lambda: reloader.refusal is None)
 
-        assert reloader.refusal is None
+    assert caplog.text.count("Traceback") == 1
+    assert len(now.of_kind(events.ReloadRefused)) == 1
