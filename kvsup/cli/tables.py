@@ -134,7 +134,12 @@ def _until(model: dict[str, Any]) -> str:
     return "-" if model["idle_in_s"] is None else f"{max(0, round(model['idle_in_s']))} s"
 
 
-def plain_console() -> Console:
-    """Return a console that never cuts: a pipe has no width."""
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=250)
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that never cuts, as a pipe has no width, and prints texts as they are.
+
+    What a configuration, a path or a llama-server says may have ``[brackets]`` and ``:colons:``.
+    """
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 250
+    return console

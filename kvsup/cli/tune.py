@@ -12,7 +12,6 @@ from typing import Any, Literal
 import anyio
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
@@ -206,9 +205,9 @@ def _run(plan: Plan, wishes: Wishes, remembered: Remembered) -> StudyResult:
 @contextmanager
 def _bar(name: str) -> Iterator[Callable[[Event], None]]:
     """Show a bar on a terminal's stderr, lines elsewhere."""
-    console = Console(stderr=True, highlight=False)
+    console = plain_console(stderr=True)
     columns = (
-        TextColumn(f"{name} {{task.description}}"),
+        TextColumn(f"{name} {{task.description}}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[left]}"),
@@ -229,12 +228,10 @@ def _bar(name: str) -> Iterator[Callable[[Event], None]]:
                 case PairDone() if not console.is_terminal:
                     typer.echo(f"{event.stage} {event.pair}: {event.mean_kld_nats:.2g}", err=True)
                 case Noted():
-                    progress.console.print(event.text, markup=False, soft_wrap=True)
+                    progress.console.print(event.text, soft_wrap=True)
                 case PairFailed():
                     progress.console.print(
-                        f"{event.stage} {event.pair} failed: {event.reason}",
-                        markup=False,
-                        soft_wrap=True,
+                        f"{event.stage} {event.pair} failed: {event.reason}", soft_wrap=True
                     )
 
         yield emit
@@ -245,7 +242,7 @@ def show(result: StudyResult, *, is_fresh: bool = False) -> None:
     console = plain_console()
     console.print(table_of(result))
     for line in lines_of(result, is_fresh=is_fresh):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if sys.stdout.isatty() and (text := plot.show(result)):
         typer.echo(text)
 
