@@ -9,6 +9,9 @@ FOREVER_S = math.inf
 _MAX_S = 2**63 / 1e9
 """Go's longest duration, some 292 years."""
 
+_MAX_BYTES = 2**63 - 1
+"""The largest size that files and programs count with."""
+
 _DURATION_UNITS_S = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -104,9 +107,9 @@ def parse_bytes(value: object) -> int:
     """Return bytes for an integer or a size such as ``"8GiB"`` (powers of 1024) or ``"8GB"``.
 
     Raises:
-        ValueError: the value is no size.
+        ValueError: the value is no size, or larger than any.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_BYTES:
         return value
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
@@ -114,7 +117,7 @@ def parse_bytes(value: object) -> int:
     number, unit = float(match[1]), (match[2] or "b").lower()
     base = 1024 if "i" in unit else 1000
     n_bytes = number * base ** "bkmgt".index(unit[0])
-    if math.isinf(n_bytes):
+    if n_bytes > _MAX_BYTES:
         raise ValueError(f"{value!r} is more than anything has")
     return int(n_bytes)
 

@@ -24,6 +24,9 @@ def folder(tmp_path: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch) 
         (f'model = "{"x" * 300}.gguf"', "model: no such file"),
         ('model = "a\\u0000b"', "model: no such file"),
         ('model = "gone.gguf"\nllama_server = "./a\\u0000b"', "llama_server: "),
+        (f'model = "gone.gguf"\nprompt_cache = "{"9" * 400}"', "prompt_cache: "),
+        (f'model = "gone.gguf"\nprompt_cache = {"9" * 400}', "prompt_cache: "),
+        (f"options = {'[' * 1000}{']' * 1000}", "it nests too deep"),
     ],
 )
 def test_problem_of_an_impossible_value_is_told_with_its_key(
