@@ -111,6 +111,27 @@ class Exit:
         return "; ".join(word for word in words if word)
 
 
+class Tally:
+    """The deaths of one model: those that still decide what follows, and how many there were."""
+
+    def __init__(self) -> None:
+        self.n_deaths = 0
+        self.recent: list[Exit] = []
+        """Those in the window before the last of them, oldest first."""
+
+    def add(self, end: Exit, *, window_s: float) -> None:
+        """Count a death, and let go of those that left the window."""
+        self.n_deaths += 1
+        self.recent = [death for death in self.recent if end.at_s - death.at_s <= window_s]
+        self.recent.append(end)
+
+    def forgive(self, deaths: Sequence[Exit]) -> None:
+        """Count those of ``deaths`` no more that are in the window."""
+        left = [death for death in self.recent if death not in deaths]
+        self.n_deaths -= len(self.recent) - len(left)
+        self.recent = left
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Start again at ``at_s``."""
@@ -137,7 +158,7 @@ def decide(
 
     Args:
         config: the model's ``[restart]``.
-        deaths: every unasked exit so far, oldest first; at least one.
+        deaths: the unasked exits that ``Tally`` keeps, oldest first; at least one.
         now_s: monotonic time.
         jitter: from 0 to 1, spreads the wait over its upper half.
     """

@@ -1,11 +1,21 @@
 """Which request a llama-server died of: the requests of one instance, and the deaths under them.
 
-A death that a request may have brought about counts against every request that ran. Those are
-suspects. Suspects that want to run do so one after the other, in the order in which they came, each
-until its answer has come further than it was; one that does not want to, since its client is slow,
-holds nobody up. Coming further ends the suspicion, and with it the deaths that others may be to
-blame for; what died while a request ran alone stays. Convicted is who has two deaths and was alone
-at the last, or three. It is told, and not run again; the others come through.
+- A death that a request may have brought about counts against every request that ran on that
+  process and whose answer was not whole. Each of these is a *suspect* until its answer has come
+  further than it was; then it is *cleared*, and runs as any other.
+- Suspects take *turns*: one runs until it is cleared, dies or is over; then the first that came of
+  those that wait. One that does not wait, since its client is slow, holds nobody up. Nobody else
+  waits.
+- One that had two deaths since it last came further is tried *apart*: not while another runs that
+  has had a death and was cleared. Other suspects go before it meanwhile.
+- A second death convicts if it was *alone*, with no other request of the docket on the process. In
+  *company* it is the third since its answer last came further.
+- A convicted request is told, not run again, and refused for a while. Its deaths are explained:
+  they count against neither the model nor the others any more.
+
+So one that kills before its answer comes further is convicted at its third death at the latest, and
+those that ran beside it are not. One that kills each time after it came further is not found while
+it has company at each death; it ends with its answer, or with the model's ``restart.max_deaths``.
 """
 
 import time
@@ -19,8 +29,10 @@ from kvsup.restart import Exit
 from kvsup.runtime.upstream import Upstream
 
 MAX_COMPANY_DEATHS = 3
-"""Deaths after which a request is convicted although others ran each time: it never came further,
-and some of them did."""
+"""Deaths in company, with nothing new between, after which a request is convicted."""
+
+_TRIED_APART = MAX_COMPANY_DEATHS - 1
+"""Such deaths after which it does not run beside another that has had a death."""
 
 REMEMBERED_S = 600.0
 """How long a convicted request is refused without being run."""
@@ -36,15 +48,20 @@ class Case:
     route: str = ""
     """Path of its endpoint."""
     n_tokens: Callable[[], int] = lambda: 0
-    """Returns how much of the answer its client has."""
+    """Returns how much of the answer its client has, for evidence."""
+    is_whole: Callable[[], bool] = lambda: False
+    """Says whether the answer is there to its end, though its client may not have it yet."""
     deaths: list[Exit] = field(default_factory=list)
     """Those that count against it."""
-    alone: list[Exit] = field(default_factory=list)
-    """Those at which it ran alone."""
-    is_waiting: bool = False
-    """It is a suspect and wants to run."""
+    fruitless: list[Exit] = field(default_factory=list)
+    """Those of them since which it has not come further."""
     verdict: Poisoned | None = None
     """Set once it is convicted."""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Say whether it may have to wait for its turn."""
+        return bool(self.fruitless) and self.verdict is None
 
 
 class Docket:
@@ -54,23 +71,23 @@ class Docket:
         self._name = name
         self._cases: list[Case] = []
         self._running: dict[Upstream, list[Case]] = {}
-        self._suspects: list[Case] = []
+        self._waiting: list[Case] = []
         self._on_trial: Case | None = None
-        """The suspect that runs."""
+        """The suspect whose turn it is, from then until it is cleared, dies or is closed."""
         self._convicted: dict[str, tuple[float, str]] = {}
         self.struck: list[Case] = []
         """Those that ran on the last process that died."""
         self._news = anyio.Event()
 
     def open(
-        self, fingerprint: str, *, route: str = "", n_tokens: Callable[[], int] = lambda: 0
+        self,
+        fingerprint: str,
+        *,
+        route: str = "",
+        n_tokens: Callable[[], int] = lambda: 0,
+        is_whole: Callable[[], bool] = lambda: False,
     ) -> Case:
-        """Take up a request, which is to be closed.
-
-        Args:
-            fingerprint: by which it is known again.
-            route: path of its endpoint.
-            n_tokens: returns how much of the answer its client has, for evidence.
+        """Take up a request, which is to be closed; arguments as the members of ``Case``.
 
         Raises:
             Poisoned: one like it was convicted lately.
@@ -78,7 +95,7 @@ class Docket:
         at_s, text = self._convicted.get(fingerprint, (-REMEMBERED_S, ""))
         if time.monotonic() - at_s < REMEMBERED_S:
             raise Poisoned(text)
-        case = Case(fingerprint, route, n_tokens)
+        case = Case(fingerprint, route, n_tokens, is_whole)
         self._cases.append(case)
         return case
 
@@ -90,25 +107,33 @@ class Docket:
         self.clear(case)
 
     async def turn(self, case: Case) -> None:
-        """Wait until ``case`` may run: a suspect waits for others, those that came first first."""
-        case.is_waiting = True
+        """Wait until ``case`` may run; it has its turn then until something comes of it.
+
+        Raises:
+            Poisoned: it is convicted.
+        """
+        self._waiting.append(case)
         try:
-            while case in self._suspects and self._next() is not case:
+            while not self.has_turn(case) and self._next() is not case:
+                if case.verdict is not None:
+                    raise case.verdict
                 await self._news.wait()
         finally:
-            case.is_waiting = False
-        if case in self._suspects:
+            self._waiting.remove(case)
+        if case.is_suspect:
             self._on_trial = case
 
-    def _next(self) -> Case | None:
-        """Return the suspect that may run now; None if none wants to."""
-        return self._on_trial or next((c for c in self._suspects if c.is_waiting), None)
+    def has_turn(self, case: Case) -> bool:
+        """Say whether ``case`` may run: it is no suspect, or the one whose turn it is."""
+        return case.verdict is None and (not case.is_suspect or self._on_trial is case)
 
-    def starts(self, case: Case, upstream: Upstream) -> None:
-        """Note that it runs on ``upstream``."""
+    def starts(self, case: Case, upstream: Upstream) -> bool:
+        """Note that it runs on ``upstream``; return False if it was held to do so already."""
         cases = self._running.setdefault(upstream, [])
-        if case not in cases:
+        is_new = case not in cases
+        if is_new:
             cases.append(case)
+        return is_new
 
     def ends(self, case: Case, upstream: Upstream) -> None:
         """Note that it does not run there any more, and did not die with it."""
@@ -116,15 +141,14 @@ class Docket:
             cases.remove(case)
             if not cases:
                 del self._running[upstream]
+            self._wake()
 
     def clear(self, case: Case) -> None:
-        """End the suspicion: it has come further than it was when its process died, or is done."""
-        if case in self._suspects:
-            self._suspects.remove(case)
-            case.deaths = list(case.alone)
-            if self._on_trial is case:
-                self._on_trial = None
-            self._wake()
+        """End the suspicion: it has come further than it was when its process died."""
+        case.fruitless.clear()
+        if self._on_trial is case:
+            self._on_trial = None
+        self._wake()
 
     def forget(self) -> None:
         """Let convicted requests be tried again."""
@@ -135,27 +159,37 @@ class Docket:
 
         One that is answered by loading the model smaller counts against no request.
         """
-        cases = [case for case in self._running.pop(upstream, []) if case in self._cases]
-        self.struck = cases
-        if is_answered or not end.cause.may_be_a_requests:
-            return []
+        ran = [case for case in self._running.pop(upstream, []) if not case.is_whole()]
+        self.struck = ran
+        if self._on_trial in ran:
+            self._on_trial = None
         forgiven: list[Exit] = []
-        is_alone = len(cases) == 1
-        for case in cases:
-            case.deaths.append(end)
-            case.alone += [end] if is_alone else []
-            if len(case.deaths) >= (2 if is_alone else MAX_COMPANY_DEATHS):
-                self._convict(case)
-                forgiven += case.deaths
-        struck = {*self._suspects, *cases}
-        self._suspects = [c for c in self._cases if c in struck and not c.verdict]
-        self._on_trial = None
+        if not is_answered and end.cause.may_be_a_requests:
+            for case in ran:
+                case.deaths.append(end)
+                case.fruitless.append(end)
+            for case in ran:
+                if _is_guilty(case, is_alone=len(ran) == 1):
+                    self._convict(case)
+                    forgiven += case.deaths
         self._wake()
         return forgiven
 
     def running(self, upstream: Upstream) -> list[str]:
         """Return the fingerprints of what runs on ``upstream``."""
         return [case.fingerprint for case in self._running.get(upstream, [])]
+
+    def _next(self) -> Case | None:
+        """Return the suspect that is to have its turn, if one may be tried now."""
+        if self._on_trial is not None:
+            return None
+        waiting = (case for case in self._cases if case in self._waiting and case.is_suspect)
+        return next((case for case in waiting if self._may_be_tried(case)), None)
+
+    def _may_be_tried(self, case: Case) -> bool:
+        if len(case.fruitless) < _TRIED_APART:
+            return True
+        return not any(other.deaths for cases in self._running.values() for other in cases)
 
     def _convict(self, case: Case) -> None:
         times = {2: "twice"}.get(n := len(case.deaths), f"{n} times")
@@ -168,7 +202,16 @@ class Docket:
         while len(self._convicted) >= _MAX_REMEMBERED:
             del self._convicted[next(iter(self._convicted))]
         self._convicted[case.fingerprint] = (time.monotonic(), text)
+        for other in self._cases:
+            if other is not case:
+                other.deaths = [death for death in other.deaths if death not in case.deaths]
+                other.fruitless = [death for death in other.fruitless if death not in case.deaths]
 
     def _wake(self) -> None:
         news, self._news = self._news, anyio.Event()
         news.set()
+
+
+def _is_guilty(case: Case, *, is_alone: bool) -> bool:
+    """Say whether the last death of ``case`` convicts it; ``is_alone`` is how that was."""
+    return (is_alone and len(case.deaths) > 1) or len(case.fruitless) >= MAX_COMPANY_DEATHS

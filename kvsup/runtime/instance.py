@@ -19,7 +19,7 @@ from kvsup.kvchoice import Machine
 from kvsup.lifecycle import ALIVE, Lifecycle, State
 from kvsup.measures import SizesMeasured
 from kvsup.plan import Plan
-from kvsup.restart import Exit, ExitCause, GiveUp, Retry, decide, draw_jitter
+from kvsup.restart import Exit, ExitCause, GiveUp, Retry, Tally, decide, draw_jitter
 from kvsup.runtime import footprint
 from kvsup.runtime.descent import Descent, stepped_down
 from kvsup.runtime.docket import Docket
@@ -76,7 +76,7 @@ class Instance:
         self._on_change = on_change
         self._on_ready = on_ready
         self._life = Lifecycle(since_s=time.monotonic())
-        self._deaths: list[Exit] = []
+        self._tally = Tally()
         self._tenure: Tenure | None = None
         self._upstream: Upstream | None = None
         self._stop_why: str | None = None
@@ -160,7 +160,7 @@ class Instance:
             leases=self.leases,
             busy_slots=self.busy_slots,
             pid=self._tenure.child.pid if self._tenure and self.state in ALIVE else None,
-            n_deaths=len(self._deaths),
+            n_deaths=self._tally.n_deaths,
             failure=self.failure,
             size_bytes=self.size_bytes,
             vram_bytes=self.measured.vram_bytes,
@@ -186,7 +186,8 @@ class Instance:
             wait_s = self.plan.model.restart_wait_s or math.inf
             until_s = max(waits_since_s, self._down_since_s) + wait_s
             if time.monotonic() >= until_s:
-                last = f"; last: {self._deaths[-1].describe()}" if self._deaths else ""
+                deaths = self._tally.recent
+                last = f"; last: {deaths[-1].describe()}" if deaths else ""
                 raise InstanceError(
                     f"{self.plan.name} did not come back within {wait_s:g} s (restart_wait){last}"
                 )
@@ -228,7 +229,7 @@ class Instance:
 
     def reset(self) -> None:
         """Forget a failure and the deaths before it, so that the next request starts it again."""
-        self._deaths.clear()
+        self._tally = Tally()
         self.descent.reset()
         self.docket.forget()
         if self.state is State.FAILED:
@@ -271,7 +272,7 @@ class Instance:
                 verdict = Retry(now_s)
             elif not self._is_trial:
                 policy = self.plan.model.restart
-                deaths = self.descent.here(self._deaths) or [end]  # all were requests' own
+                deaths = self.descent.here(self._tally.recent) or [end]  # all were requests' own
                 verdict = decide(policy, deaths, now_s=now_s, jitter=draw_jitter())
             if isinstance(verdict, GiveUp):
                 self.failure = with_last_lines(
@@ -323,13 +324,10 @@ class Instance:
 
     def _take_down(self, end: Exit, upstream: Upstream | None = None) -> None:
         """Keep an end that nobody asked for, unless a request is to blame; step down after it."""
-        lower = self.descent.after(end, self.plan, self._deaths)
-        self._deaths.append(end)
+        lower = self.descent.after(end, self.plan, self._tally.recent)
+        self._tally.add(end, window_s=self.plan.model.restart.window_s)
         if upstream is not None:
-            forgiven = self.docket.died(upstream, end, is_answered=lower is not None)
-            self._deaths = [death for death in self._deaths if death not in forgiven]
-        since_s = end.at_s - self.plan.model.restart.window_s
-        self._deaths = [death for death in self._deaths if death.at_s > since_s]
+            self._tally.forgive(self.docket.died(upstream, end, is_answered=lower is not None))
         self.plan = lower or self.plan
 
     async def _hold(self, tenure: Tenure) -> Exit:

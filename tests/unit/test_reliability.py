@@ -8,7 +8,7 @@ import pytest
 
 from kvsup.api.survival import MAX_BREAKS
 from kvsup.llama.resume import MAX_FRUITLESS, MAX_REPLAY_S, Mode
-from kvsup.runtime.docket import REMEMBERED_S
+from kvsup.runtime.docket import MAX_COMPANY_DEATHS, REMEMBERED_S
 from tests.doclinks import links_in, table_rows
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -54,6 +54,7 @@ def test_numbers_are_those_of_the_code() -> None:
 
     assert f"if the replay would take more than {MAX_REPLAY_S:g} s" in words
     assert f"if {MAX_FRUITLESS} in a row died before anything new" in words
+    assert f"After {MAX_COMPANY_DEATHS - 1} deaths with nothing new between" in words
     assert f"refused for {REMEMBERED_S / 60:g} minutes" in words
     assert f"breaks off {MAX_BREAKS} times although its process lives" in words
 

@@ -10,6 +10,7 @@ from kvsup.restart import (
     ExitCause,
     GiveUp,
     Retry,
+    Tally,
     decide,
     describe_returncode,
     draw_jitter,
@@ -200,3 +201,24 @@ def test_a_request_is_never_blamed_for_what_came_from_outside() -> None:
 
     assert not blamed & (OUTSIDE | PERMANENT)
     assert ExitCause.CRASHED in blamed
+
+
+def test_tally_keeps_no_more_than_its_window_but_counts_all() -> None:
+    """A model that dies once an hour for years takes no more memory for it."""
+    tally = Tally()
+    for at_s in range(0, 100_000, 100):
+        tally.add(death(float(at_s)), window_s=600.0)
+
+    assert [each.at_s for each in tally.recent] == [99_300.0 + 100.0 * n for n in range(7)]
+    assert tally.n_deaths == 1000
+
+
+def test_tally_counts_no_death_that_is_forgiven() -> None:
+    """It was a request's own."""
+    tally = Tally()
+    first, second = death(1.0), death(2.0)
+    tally.add(first, window_s=600.0)
+    tally.add(second, window_s=600.0)
+    tally.forgive([first])
+
+    assert (tally.recent, tally.n_deaths) == ([second], 1)
