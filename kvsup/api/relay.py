@@ -116,6 +116,7 @@ async def relay(
         passage.attempt,
         reopen=passage.reopen,
         n_tokens=passage.n_tokens,
+        is_whole=passage.is_whole,
     )
     # It runs no more: what it asks for its end, and a client that takes its time, is another thing.
     await _finish(exchange, answer, rest + await answer.finish())
@@ -172,9 +173,10 @@ async def _carried(
     *,
     reopen: Callable[[UpstreamError], Awaitable[bool]] = _always,
     n_tokens: Callable[[], int] = lambda: 0,
+    is_whole: Callable[[], bool] = lambda: False,
 ) -> T:
     """Return what ``attempt`` does, on as many processes as it takes; ``reopen`` says if it may."""
-    with surviving(instance, path, fingerprint, n_tokens=n_tokens) as survival:
+    with surviving(instance, path, fingerprint, n_tokens=n_tokens, is_whole=is_whole) as survival:
         upstream = await survival.upstream()
         while True:
             try:
@@ -222,6 +224,10 @@ class _Passage:
     def n_tokens(self) -> int:
         """Return how many tokens of the answer the client has."""
         return self._seam.n_delivered_tokens
+
+    def is_whole(self) -> bool:
+        """Say whether nothing more is needed of a llama-server."""
+        return self._seam.is_complete
 
     async def attempt(self, upstream: Upstream, survival: Survival) -> tuple[Answer, bytes]:
         """Run it on ``upstream`` to its end; return its answer and what is to be sent of it yet."""
@@ -318,7 +324,7 @@ class _Passage:
             attempts.go_on(seam.n_delivered_tokens, now_s)
             if self._how is not None:
                 survival.went_on(_rescue(self._how, seam.n_before), seam.n_before)
-                survival.came_further()
+            survival.came_further()
         attempts.came(now_s)
 
 

@@ -23,18 +23,22 @@ def fingerprint_of(path: str, body: bytes) -> str:
 
 @contextmanager
 def surviving(
-    instance: Instance, path: str, fingerprint: str, *, n_tokens: Callable[[], int]
+    instance: Instance,
+    path: str,
+    fingerprint: str,
+    *,
+    n_tokens: Callable[[], int],
+    is_whole: Callable[[], bool],
 ) -> "Iterator[Survival]":
     """Yield the survival of one request on the leased ``instance``; tell if it was lost.
 
-    ``fingerprint`` is as ``fingerprint_of`` returns it; ``n_tokens`` returns how much of the answer
-    its client has.
+    ``fingerprint`` is as ``fingerprint_of`` returns it; the rest as for ``Docket.open``.
 
     Raises:
         Poisoned: one like it was convicted lately.
     """
     name = instance.plan.name
-    case = instance.docket.open(fingerprint, route=path, n_tokens=n_tokens)
+    case = instance.docket.open(fingerprint, route=path, n_tokens=n_tokens, is_whole=is_whole)
     survival = Survival(instance, case)
     try:
         yield survival
@@ -69,21 +73,22 @@ class Survival:
         Raises:
             Poisoned: as ``see_end``, of a process that took its time to end.
         """
-        await self._instance.docket.turn(self._case)
-        upstream = await self._instance.ready()
-        if self._case.verdict is not None:
-            raise self._case.verdict
-        return upstream
+        docket = self._instance.docket
+        while True:
+            await docket.turn(self._case)
+            upstream = await self._instance.ready()
+            if docket.has_turn(self._case):  # a verdict, or a suspicion, may come meanwhile
+                return upstream
 
     @contextmanager
     def on(self, upstream: Upstream) -> Iterator[None]:
         """Hold it for running on ``upstream``, and for a suspect if that dies under it."""
         docket = self._instance.docket
-        docket.starts(self._case, upstream)
+        is_new = docket.starts(self._case, upstream)
         try:
             yield
         except UpstreamError as error:
-            if isinstance(error, NotListening):  # it never ran there
+            if is_new and isinstance(error, NotListening):  # it never ran there
                 docket.ends(self._case, upstream)
             raise
         except BaseException:
@@ -123,7 +128,7 @@ class Survival:
 
     def came_further(self) -> None:
         """End the suspicion against it, if there is one."""
-        if self._case.deaths:
+        if self._case.is_suspect:
             self._instance.docket.clear(self._case)
 
     def lost(self, error: UpstreamError) -> UpstreamError:

@@ -8,8 +8,8 @@
   waits.
 - One that had two deaths since it last came further is tried *apart*: not while another runs that
   has had a death and was cleared. Other suspects go before it meanwhile.
-- A second death convicts if it was *alone*, with no other request of the docket on the process. In
-  *company* it is the third since its answer last came further.
+- A death *alone*, with no other request on the process, convicts one that had another alone, or
+  another since it last came further; a death in *company* is the third of the latter to do so.
 - A convicted request is told, not run again, and refused for a while. Its deaths are explained:
   they count against neither the model nor the others any more.
 
@@ -55,6 +55,8 @@ class Case:
     """Those that count against it."""
     fruitless: list[Exit] = field(default_factory=list)
     """Those of them since which it has not come further."""
+    alone: list[Exit] = field(default_factory=list)
+    """Those of them at which it ran alone."""
     verdict: Poisoned | None = None
     """Set once it is convicted."""
 
@@ -168,6 +170,7 @@ class Docket:
             for case in ran:
                 case.deaths.append(end)
                 case.fruitless.append(end)
+                case.alone += [end] if len(ran) == 1 else []
             for case in ran:
                 if _is_guilty(case, is_alone=len(ran) == 1):
                     self._convict(case)
@@ -206,6 +209,7 @@ class Docket:
             if other is not case:
                 other.deaths = [death for death in other.deaths if death not in case.deaths]
                 other.fruitless = [death for death in other.fruitless if death not in case.deaths]
+                other.alone = [death for death in other.alone if death not in case.deaths]
 
     def _wake(self) -> None:
         news, self._news = self._news, anyio.Event()
@@ -214,4 +218,6 @@ class Docket:
 
 def _is_guilty(case: Case, *, is_alone: bool) -> bool:
     """Say whether the last death of ``case`` convicts it; ``is_alone`` is how that was."""
-    return (is_alone and len(case.deaths) > 1) or len(case.fruitless) >= MAX_COMPANY_DEATHS
+    if is_alone:
+        return len({*case.alone, *case.fruitless}) > 1
+    return len(case.fruitless) >= MAX_COMPANY_DEATHS

@@ -212,3 +212,81 @@ async def test_a_poison_among_others_is_convicted_soon_and_nobody_else(
                         docket.clear(case)
 
     assert not any(case.verdict for case in cases.values() if case is not poison)
+
+
+async def test_a_whole_answer_is_struck_by_no_death() -> None:
+    """Only its client still reads; what ran beside it ran alone."""
+    docket = Docket("m")
+    whole, poison = docket.open("whole", is_whole=lambda: True), docket.open("poison")
+    die(docket, whole, poison, at_s=1)
+    die(docket, whole, poison, at_s=2)
+
+    assert whole.deaths == []
+    assert poison.verdict
+    assert docket.struck == [poison]
+
+
+async def test_a_long_stream_that_comes_further_is_not_convicted_with_the_poison_beside_it() -> (
+    None
+):
+    """The second time the poison waits for it to end, so that a third death has one suspect."""
+    docket = Docket("m")
+    long, poison = docket.open("long"), docket.open("poison")
+    for at_s in (1, 2):
+        await docket.turn(long)
+        docket.clear(long)
+        await docket.turn(poison)
+        die(docket, long, poison, at_s=at_s)
+
+    upstream = Upstream("/nowhere")
+    await docket.turn(long)
+    docket.starts(long, upstream)
+    docket.clear(long)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(docket.turn, poison)
+        await anyio.wait_all_tasks_blocked()
+        assert not docket.has_turn(poison)
+        docket.close(long)
+    die(docket, poison, at_s=3)
+
+    assert poison.verdict
+    assert long.verdict is None
+
+
+async def test_a_conviction_explains_its_deaths() -> None:
+    """They count against nobody else: the next death alone is the first."""
+    docket = Docket("m")
+    poison, innocent = docket.open("poison"), docket.open("innocent")
+    die(docket, poison, innocent, at_s=1)
+    die(docket, poison, at_s=2)
+
+    assert innocent.deaths == []
+    assert not innocent.is_suspect
+    die(docket, innocent, at_s=3)
+    assert innocent.verdict is None
+
+
+async def test_one_convicted_while_it_waits_is_told() -> None:
+    """And does not run once more."""
+    docket = Docket("m")
+    case = docket.open("poison")
+    die(docket, case, at_s=1)
+    die(docket, case, at_s=2)
+
+    assert not docket.has_turn(case)
+    with pytest.raises(Poisoned):
+        await docket.turn(case)
+
+
+async def test_a_death_in_company_is_forgotten_by_who_came_further() -> None:
+    """One alone, long after it, is then the first that says anything."""
+    docket = Docket("m")
+    case, other = docket.open("a"), docket.open("b")
+    die(docket, case, other, at_s=1)
+    docket.close(other)
+    docket.clear(case)
+    die(docket, case, at_s=2)
+
+    assert case.verdict is None
+    docket.clear(case)
+    assert die(docket, case, at_s=3) == 3

@@ -163,7 +163,7 @@ def test_a_poison_is_convicted_by_its_third_death_and_nobody_else(
 def test_nobody_is_convicted_for_a_poison_that_comes_further_before_it_kills(
     moves: list[tuple[str, int]], n_before: int
 ) -> None:
-    """It is found once a death was alone, the second at the latest."""
+    """It is found at its second death alone, at the latest."""
 
     async def check() -> None:
         world = World(Docket("m"), n_before=n_before, poison_comes_further=True)
@@ -171,7 +171,7 @@ def test_nobody_is_convicted_for_a_poison_that_comes_further_before_it_kills(
         if world.poison.case.verdict is None:
             n_deaths = world.n_deaths
             await world.leave_all()
-            assert world.n_deaths <= max(n_deaths + 1, 2)
+            assert world.n_deaths <= n_deaths + 2
 
     played(check())
 

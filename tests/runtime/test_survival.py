@@ -1,5 +1,6 @@
 """Where a request runs again, if what became of its process is known late."""
 
+import time
 from types import SimpleNamespace
 from typing import cast
 
@@ -30,7 +31,7 @@ class Slow:
         """Reap what ended, and return the next process."""
         await anyio.lowlevel.checkpoint()
         while self.dead:
-            self.docket.died(self.dead.pop(), Exit(ExitCause.CRASHED, -11, 1.0, 1.0))
+            self.docket.died(self.dead.pop(), Exit(ExitCause.CRASHED, -11, time.monotonic(), 1.0))
         return Upstream("/nowhere")
 
 
