@@ -9,7 +9,7 @@ import pytest
 from kvsup.api.survival import MAX_BREAKS
 from tests.conftest import StartKvsup
 from tests.e2e.killing import QUICK, scripted
-from tests.running import RunningKvsup
+from tests.running import RunningKvsup, eventually
 from tests.standin.script import Steps, write_script
 from tests.tiny import TinyModels, wav
 
@@ -208,5 +208,6 @@ def test_request_passed_as_it_is_that_kills_is_told_and_counts_as_company(
 
     assert "llama-server ended" in answer.text
     assert "SIGSEGV" in answer.text
+    eventually(lambda: list((kvsup.state / "evidence").rglob("*.json")))
     (evidence,) = (kvsup.state / "evidence").rglob("*.json")
     assert [r["route"] for r in json.loads(evidence.read_text())["requests"]] == ["/completion"]
