@@ -52,9 +52,19 @@ def record(pid: int, create_time: float, socket: str) -> None:
 
 
 def forget(socket: str) -> None:
-    """Remove the record and the socket of a child that has been reaped."""
-    _path(socket).unlink(missing_ok=True)
-    clear_socket(socket)
+    """Remove the record and the socket of a child that has been reaped.
+
+    What cannot be removed, since someone changed the folder, does no harm before the next start.
+    """
+    _remove(_path(socket))
+    _remove(Path(socket))
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", path, error.strerror or error)
 
 
 def clear_socket(socket: str) -> None:

@@ -4,7 +4,6 @@ import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,8 +134,7 @@ class Tenure:
             self.child.kill()
             await self.child.aclose()
             if self.child.returncode is not None:
-                with suppress(OSError):  # someone changed the folder; the next start clears it
-                    orphans.forget(self._plan.socket)
+                orphans.forget(self._plan.socket)
             oom_kill = self._oom.evidence()
             self._oom.close()
         tail = self._logbook.tail(LOOKED_AT_LINES)

@@ -239,3 +239,16 @@ def test_what_does_not_end_is_told_and_not_counted(
     monkeypatch.undo()
 
     assert f"pid {leftover.pid} of an earlier run does not end" in caplog.text
+
+
+def test_record_that_cannot_be_removed_is_told_and_ends_nothing(
+    socket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder in its place stands for one that someone made read-only; the socket goes."""
+    Path(f"{socket}.json").mkdir()
+    Path(socket).touch()
+
+    orphans.forget(socket)
+
+    assert not Path(socket).exists()
+    assert f"{socket}.json cannot be removed" in caplog.text
