@@ -47,6 +47,7 @@ class Chronicle:
         self._version = version
         self._emit = emit
         self._books: _Books = {}
+        files.sweep(now_s=time.time())
         for model, records in files.read(now_s=time.time()).items():
             self._books[model] = deque(records, MAX_RECORDS)
         self._unwritten: _Books = {}

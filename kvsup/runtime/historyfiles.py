@@ -29,6 +29,9 @@ MAX_FILE_BYTES = 512 << 10
 MAX_EVIDENCE_FILES = 5
 """Kept of each model; the oldest goes first."""
 
+_UNFINISHED = ".new"
+"""Ends the name of a file that is being written."""
+
 _OWN = "kvsup"
 """The file of what is about kvsup itself; names of models' files have a digest."""
 
@@ -57,6 +60,18 @@ class HistoryFiles:
                 for record in self._records(path):
                     found.setdefault(record.model, []).append(record)
         return {model: kept(records, now_s=now_s) for model, records in found.items()}
+
+    def sweep(self, *, now_s: float) -> None:
+        """Remove what a kill has left unfinished and what is too old; of models long gone, all."""
+        with suppress(OSError):
+            for path in (*self._history.glob("*"), *self._evidence.glob("*/*")):
+                with suppress(OSError):
+                    is_old = now_s - path.stat().st_mtime > MAX_AGE_S
+                    if is_old or path.suffix == _UNFINISHED:
+                        path.unlink()
+            for folder in self._evidence.glob("*"):
+                with suppress(OSError):  # most are not empty
+                    folder.rmdir()
 
     def append(
         self, model: str | None, new: Sequence[Record], everything: Iterable[Record]
@@ -87,7 +102,7 @@ class HistoryFiles:
         _make_private(self._evidence)
         _make_private(folder)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(at_s))
-        path = folder / f"{stamp}.{int(at_s * 1000) % 1000:03d}.json"
+        path = folder / f"{stamp}.{int(at_s * 1e6) % 1_000_000:06d}.json"
         data = msgspec.json.format(msgspec.json.encode(document), indent=1)
         _replace(path, data)
         for old in sorted(folder.glob("*.json"))[:-MAX_EVIDENCE_FILES]:
@@ -157,7 +172,7 @@ def _append(path: Path, data: bytes) -> bool:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a whole file, mode 0600, so that whoever reads sees the old or the new one."""
-    beside = path.with_suffix(f".{os.getpid()}")
+    beside = path.with_name(path.name + _UNFINISHED)
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         _write(file, data)

@@ -269,7 +269,7 @@ async def test_full_disk_is_said_once_and_made_up_for_when_there_is_room(
     (warning,) = (text for text in said if "cannot be written" in text)
     assert warning.startswith("history cannot be written: [Errno 28] No space left on device")
     assert said.count("history is written again") == 1
-    assert made_in(tmp_path, f"*.{os.getpid()}") == []
+    assert made_in(tmp_path, "*.new") == []
 
 
 async def test_one_model_whose_file_fails_does_not_cost_another_its_history(
@@ -324,3 +324,48 @@ async def test_state_folder_that_cannot_be_read_or_written_ends_nothing(tmp_path
         chronicle.note(died(0))
 
     assert texts(chronicle) == ["death 0"]
+
+
+async def test_ends_of_one_moment_are_kept_apart(tmp_path: Path) -> None:
+    """Two processes of a model may end within a millisecond."""
+    told: list[events.Event] = []
+    chronicle = chronicle_of(tmp_path, told)
+    async with running(chronicle):
+        chronicle.keep("m", Facts(1))
+        chronicle.keep("m", Facts(2))
+
+    paths = [Path(event.path) for event in told if isinstance(event, events.Evidence)]
+    assert [msgspec.json.decode(path.read_bytes()) for path in paths] == [{"n": 1}, {"n": 2}]
+
+
+async def test_start_removes_what_a_kill_left_unfinished_and_what_is_of_models_long_gone(
+    tmp_path: Path, files: HistoryFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of others stays."""
+
+    class Killed(BaseException):
+        """Nothing runs after it."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    long_ago_s = time.time() - MAX_AGE_S - 60
+    files.append("gone", [Record(long_ago_s, "Died", "gone", "death 0")], [])
+    files.keep_evidence("gone", Facts(0), at_s=long_ago_s)
+    for path in made_in(tmp_path, "*.json*"):
+        os.utime(path, (long_ago_s, long_ago_s))
+    async with running(chronicle_of(tmp_path)):
+        files.append("m", [Record(time.time(), "Died", "m", "death 1")], [])
+        files.keep_evidence("m", Facts(1), at_s=time.time())
+    kept = {path for path in made_in(tmp_path) if path.is_file()}
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(Killed):
+        files.keep_evidence("m", Facts(2), at_s=time.time())
+    monkeypatch.undo()
+    assert made_in(tmp_path, "*.new")
+
+    async with running(chronicle_of(tmp_path)):
+        pass
+
+    assert {path for path in made_in(tmp_path) if path.is_file()} == kept
+    assert not made_in(tmp_path, "gone-*")
