@@ -42,6 +42,17 @@ _TIMING = re.compile(
     r"id +(\d+) .*?(prompt )?eval time = .*?/ +(\d+) tokens .*?([\d.]+|inf) tokens per second"
 )
 _RELEASED = re.compile(r"id +(\d+) .*?stop processing: n_tokens = (\d+)")
+_QUOTES = (
+    "error parsing grammar: ",
+    "JSON schema conversion was incomplete: ",
+    "unable to match sampler by name ",
+    "got exception: ",
+)
+"""What a text of a client follows, as seen with b11434."""
+
+_ESCAPED = '{"error":'
+"""So begins one without line ends: the answer to its client, as JSON."""
+
 _OWN = re.compile(r"(?:[\d.]+ )?[DEITW] \S")
 _MESSAGE = re.compile(r"^(?:[\d.]+ )?[EW] (?:\w+ +)?(?:[\w()]+: +)?(.*)")
 
@@ -251,7 +262,7 @@ Fact = (
 def scan(line: str) -> Fact | None:
     """Return what ``line`` tells, or None; quick, since every line of a llama-server comes here.
 
-    Whatever stands in it: a client's text may be there (``begins_echo``).
+    Whatever stands in it: a client's text may be there (``without_quote``).
     """
     for mark, read in _READERS:
         if mark in line:
@@ -264,12 +275,16 @@ def scan(line: str) -> Fact | None:
     return None
 
 
-def begins_echo(line: str) -> bool:
-    """Say whether what follows is a client's text.
+def without_quote(line: str) -> tuple[str, bool]:
+    """Return a line without the client's text in it, and whether that text has more lines.
 
-    A grammar that cannot be parsed is printed whole, its line ends too (llama-grammar.cpp, b11434).
+    A grammar that cannot be parsed, for example, is printed whole, its line ends, too.
     """
-    return "error parsing grammar: " in line
+    for mark in _QUOTES:
+        before, found, text = line.partition(mark)
+        if found:
+            return before + mark.rstrip(), not text.startswith(_ESCAPED)
+    return line, False
 
 
 def is_own(line: str) -> bool:

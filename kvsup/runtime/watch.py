@@ -17,17 +17,17 @@ from kvsup.llama.logscan import (
     LoadFailure,
     Released,
     Timing,
-    begins_echo,
     is_own,
     scan,
+    without_quote,
 )
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.process import Child
 from kvsup.runtime.upstream import Upstream
 
-_ECHO_S = 0.5
-"""For so long after it has begun, every line may be a client's text."""
+_QUOTE_S = 0.5
+"""For so long after a line of a client's text the next may be one, whatever it looks like."""
 
 _LOAD_LAG_S = 10.0
 """How long after it is ready the log may still tell of the load."""
@@ -59,7 +59,7 @@ class Watch:
         self._logger = logging.getLogger(f"kvsup.llama.{name}")
         self._notify = notify
         self._ready_s: float | None = None
-        self._echo_until_s = -math.inf
+        self._quote_until_s = -math.inf
 
     async def run(self) -> None:
         """Read until both pipes end; cancel it where something else holds them open."""
@@ -87,8 +87,8 @@ class Watch:
             self._note(line)
 
     def _note(self, raw: bytes) -> None:
-        line = raw.decode("utf-8", "replace").rstrip()
-        if self._is_echo(line):
+        line, goes_on = without_quote(raw.decode("utf-8", "replace").rstrip())
+        if self._is_quoted(line, goes_on=goes_on):
             return
         self._logbook.append(line)
         self._logger.debug("%s", line)
@@ -99,15 +99,20 @@ class Watch:
             self.measured.note(fact)
             self._notify()
 
-    def _is_echo(self, line: str) -> bool:
-        """Say whether a line may be a client's text, which is neither kept nor believed."""
+    def _is_quoted(self, line: str, *, goes_on: bool) -> bool:
+        """Say whether a line may be a client's text, which is neither kept nor believed.
+
+        Args:
+            line: as it came, without what it quotes.
+            goes_on: the lines after it may be a client's.
+        """
         now_s = time.monotonic()
-        if now_s >= self._echo_until_s and is_own(line):
-            self._echo_until_s = -math.inf
-        is_echo = self._echo_until_s > -math.inf
-        if begins_echo(line):
-            self._echo_until_s = now_s + _ECHO_S
-        return is_echo
+        if now_s >= self._quote_until_s and is_own(line):
+            self._quote_until_s = -math.inf
+        is_quoted = self._quote_until_s > -math.inf
+        if goes_on or (is_quoted and not is_own(line)):
+            self._quote_until_s = now_s + _QUOTE_S
+        return is_quoted
 
     def _may_tell(self, fact: Fact) -> bool:
         """Say whether it is too late for a fact of the load."""

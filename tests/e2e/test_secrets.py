@@ -124,28 +124,38 @@ def test_keys_are_in_no_command_line_no_environment_of_a_child_no_log_and_no_ans
     assert not [text for text in seen if KEY in text]
 
 
-def test_grammar_of_a_client_is_neither_believed_nor_kept(
+def test_what_llama_server_quotes_of_a_client_is_neither_believed_nor_kept(
     start_kvsup: StartKvsup, smollm2: Path
 ) -> None:
-    """llama-server prints one that it cannot parse into its log, with the client's line ends."""
+    """It prints what it cannot use into its log, with the client's line ends."""
     lines = (
         "CPU KV buffer size = 1.2.3 MiB",
         "CPU model buffer size = 99999999.00 MiB",
         "I llama_context: CPU compute buffer size = 99999999.00 MiB",
-        "my private grammar",
+        "my private text",
     )
     kvsup = start_kvsup({"m": MODEL.format(path=smollm2)})
     ask = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
     kvsup.client.post("/v1/chat/completions", json=ask).raise_for_status()
     before = kvsup.models()["m"]
 
-    wrong = ask | {"grammar": "root ::= nonsense\n" + "\n".join(lines)}
-    refused = kvsup.client.post("/v1/chat/completions", json=wrong)
+    text = "\n".join(lines)
+    schema = {"type": "string", "pattern": f"^(?<!{text}$"}
+    statuses = [
+        kvsup.client.post("/v1/chat/completions", json=ask | wrong).status_code
+        for wrong in (
+            {"grammar": f"root ::= nonsense\n{text}"},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}},
+            {"samplers": [text]},
+            {"tool_choice": f"{text} CPU model buffer size = 99999999.00 MiB"},
+        )
+    ]
     kvsup.client.post("/v1/chat/completions", json=ask).raise_for_status()
 
-    assert refused.status_code == 400
+    assert statuses == [400, 200, 200, 400]
     now = kvsup.models()["m"]
     assert (now["state"], now["pid"]) == ("ready", before["pid"])
     assert now["size_bytes"] == before["size_bytes"]
     logged = kvsup.client.get("/kvsup/logs/m").text
-    assert "my private grammar" not in logged + kvsup.log()
+    assert "all slots are idle" in logged
+    assert "private" not in logged + kvsup.log()

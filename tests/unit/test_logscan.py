@@ -24,9 +24,9 @@ from kvsup.llama.logscan import (
     SlotContext,
     Timing,
     VPadded,
-    begins_echo,
     is_own,
     scan,
+    without_quote,
 )
 from kvsup.restart import ExitCause
 
@@ -304,10 +304,42 @@ def test_scan_of_deepseek4s_state_is_a_buffer() -> None:
     assert scan(line) == BufferSize("CPU", "state", round(0.02 * MIB))
 
 
-def test_echo_of_a_grammar_is_a_clients_text_until_a_line_of_its_own() -> None:
-    """llama-server prints a grammar that it cannot parse, line ends and all."""
-    assert begins_echo("parse: error parsing grammar: expecting ::= at nonsense")
-    assert not begins_echo("I slot launch_slot_: id  0 | task 3 | processing task")
+@pytest.mark.parametrize(
+    ("line", "own", "has_more_lines"),
+    [
+        ("parse: error parsing grammar: no ::= at x", "parse: error parsing grammar:", True),
+        (
+            "WARNING: JSON schema conversion was incomplete: pattern ^(?<!x",
+            "WARNING: JSON schema conversion was incomplete:",
+            True,
+        ),
+        (
+            "0.03.065.150 W common_sampler_types_from_names: unable to match sampler by name 'x",
+            "0.03.065.150 W common_sampler_types_from_names: unable to match sampler by name",
+            True,
+        ),
+        (
+            '0.01.9 W srv    operator(): got exception: {"error":{"code":400,"message":"x\\ny"}}',
+            "0.01.9 W srv    operator(): got exception:",
+            False,
+        ),
+        (
+            "W slot update_slots: id  0 | task 3 | got exception: no parse of x",
+            "W slot update_slots: id  0 | task 3 | got exception:",
+            True,
+        ),
+        ("I slot launch_slot_: id  0 | task 3", "I slot launch_slot_: id  0 | task 3", False),
+    ],
+)
+def test_what_a_line_quotes_of_a_client_is_left_out(
+    *, line: str, own: str, has_more_lines: bool
+) -> None:
+    """Such texts are printed with their line ends, but for those in JSON."""
+    assert without_quote(line) == (own, has_more_lines)
+
+
+def test_line_of_its_own_is_known_by_its_beginning() -> None:
+    """With a time or without."""
     assert is_own("I slot launch_slot_: id  0 | task 3 | processing task")
     assert is_own("0.00.320.193 W srv          stop: cancel task, id_task = 2")
     assert not is_own("root ::= nonsense")
