@@ -36,6 +36,7 @@ class ExitCause(Enum):
     KILLED = "was ended from outside"
     FROZEN = "was stopped from outside, and was ended"
     BUSY_HOST = "this host could not start a process just now"
+    BUG = "a bug in kvsup ended it"
 
     @property
     def is_permanent(self) -> bool:
@@ -73,6 +74,7 @@ _MAY_BE_A_REQUESTS = frozenset(
         ExitCause.KERNEL_OOM,
         ExitCause.OUT_OF_MEMORY,
         ExitCause.HUNG,
+        ExitCause.BUG,
     }
 )
 

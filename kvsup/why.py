@@ -60,6 +60,7 @@ _MENDS: Mapping[str, str] = {
     "FROZEN": "look for what stops processes on this machine (SIGSTOP, a debugger, a freezer)",
     "BUSY_HOST": "raise the limits of open files and processes (ulimit -n, ulimit -u), or free"
     " memory",
+    "BUG": "report it with the traceback in the log of kvsup",
 }
 """What to do, by the name of the ``restart.ExitCause``."""
 

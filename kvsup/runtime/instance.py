@@ -246,12 +246,10 @@ class Instance:
         """Own the process from its start until it has been stopped as asked or has failed."""
         try:
             await self._run()
-        except Exception as error:  # the crash barrier: one instance's bug must not end the others
+        except Exception as error:  # the last barrier: one instance's bug must not end the others
             logger.exception("%s: a bug in kvsup", self.plan.name)
             self.failure = f"internal error: {error!r}"
             self._life = Lifecycle(State.FAILED, time.monotonic())
-            if (upstream := self._upstream) is not None:
-                upstream.end = Exit(ExitCause.ENDED, None, self.since_s, 0.0, self.failure)
             self.emit(events.GaveUp(self.plan.name, self.failure))
             self._go_down()
 
@@ -260,7 +258,7 @@ class Instance:
         while True:
             step = self.plan.step
             end = await self._run_process()
-            if end.cause is ExitCause.ASKED:
+            if self.state is State.STOPPING:
                 self._enter(State.STOPPED)
                 return
             now_s = time.monotonic()
@@ -315,7 +313,7 @@ class Instance:
         tenure.pulse.config = lambda: self.plan.model.watchdog
         self._tenure = tenure
         self._enter(State.LOADING)
-        end = await tenure.run(partial(self._hold, tenure))
+        end = await tenure.run(partial(self._hold, tenure), go_down=self._go_down)
         if end.cause is not ExitCause.ASKED:
             self._take_down(end, tenure.upstream)
         tenure.upstream.end = end

@@ -1,6 +1,7 @@
 """One llama-server process of an instance: spawned, watched, talked to and reaped."""
 
 import errno
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,8 @@ from kvsup.runtime.pulse import Pulse
 from kvsup.runtime.upstream import Upstream
 from kvsup.runtime.watch import Watch
 from kvsup.watchdog import LATE_S, Standing
+
+logger = logging.getLogger(__name__)
 
 _LAST_LINES_S = 1.0
 """How long a dead child's pipes are read on: something it started may hold them open."""
@@ -118,8 +121,16 @@ class Tenure:
         emit(_spawned(plan, child))
         return cls(plan, child, logbook=logbook, emit=emit, notify=notify, on_overdue=on_overdue)
 
-    async def run(self, hold: Callable[[], Awaitable[Exit]]) -> Exit:
-        """Read what it tells while ``hold`` lasts; then reap it and return how it ended."""
+    async def run(
+        self, hold: Callable[[], Awaitable[Exit]], *, go_down: Callable[[], float]
+    ) -> Exit:
+        """Read what it tells while ``hold`` lasts; then reap it and return how it ended.
+
+        Args:
+            hold: sees it through; returns how it ended.
+            go_down: called where a bug in kvsup ends it: hands it out no more, and returns for how
+                many seconds it had been ready.
+        """
         try:
             orphans.record(self.child.pid, self.child.create_time, self._plan.socket)
             async with anyio.create_task_group() as tasks:
@@ -130,6 +141,10 @@ class Tenure:
                 with anyio.move_on_after(_LAST_LINES_S):
                     await self.watch.is_drained.wait()
                 tasks.cancel_scope.cancel()
+        except Exception as error:  # the crash barrier: it is restarted as after any other death
+            logger.exception("%s: a bug in kvsup", self._plan.name)
+            fault = Fault(ExitCause.BUG, repr(_innermost(error)))
+            end = await self.end_for(fault, ready_for_s=go_down())
         finally:
             self.child.kill()
             await self.child.aclose()
@@ -236,6 +251,13 @@ class Tenure:
         while True:
             await anyio.sleep(kernel.SAMPLE_S)
             self._oom.sample()
+
+
+def _innermost(error: Exception) -> Exception:
+    """Return what a task group's error is about; by its attribute, as Python 3.10 has no name."""
+    while errors := getattr(error, "exceptions", ()):
+        error = errors[0]
+    return error
 
 
 def _why_not_started(error: OSError | ConfigError, *, has_run: bool) -> ExitCause:
