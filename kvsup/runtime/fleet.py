@@ -5,6 +5,7 @@ so no lock is needed: between two awaits asyncio code is alone. What takes time 
 done by the instances' own tasks, whose news call ``_schedule`` again.
 """
 
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -28,9 +29,11 @@ from kvsup.runtime.news import News
 from kvsup.runtime.queue import Queue, Queued, Request
 from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.room import Residents, budget_now
-from kvsup.runtime.roster import Roster, is_of
+from kvsup.runtime.roster import Roster, supersedes
 from kvsup.runtime.succession import Succession
 from kvsup.scheduling import Deny, Evict, Grant, Start, Wanted, decide
+
+logger = logging.getLogger(__name__)
 
 
 class Fleet:
@@ -184,7 +187,7 @@ class Fleet:
         loaded = [i for i in siblings if self._resident.get(i.key) is i]
         for instance in loaded:
             instance.stop(why)
-        self._wake()
+        self._news.tell()
         return bool(loaded)
 
     def reset(self, name: str) -> None:
@@ -230,7 +233,7 @@ class Fleet:
             while not (self._is_closing and all(i.is_unkillable for i in self.loaded())):
                 now_s = time.monotonic()
                 if now_s >= self._again_s:
-                    self._schedule()
+                    self._changed()
                 residents = self._residents.now()
                 idle = idle_due(residents, now_s=now_s)
                 for key in idle:
@@ -245,7 +248,7 @@ class Fleet:
         self._schedule()
         for instance in self._resident.values():
             instance.stop("kvsup is shutting down", drain_s=drain_s)
-        self._wake()
+        self._news.tell()
 
     # Carried out without awaiting, from here to the end.
 
@@ -281,7 +284,7 @@ class Fleet:
             now_s=time.monotonic(),
         )
         if schedule.again_s < self._again_s:
-            self._wake()  # run() sleeps towards a later time
+            self._news.tell()  # run() sleeps towards a later time
         self._again_s = schedule.again_s
         for decision in schedule.decisions:
             match decision:
@@ -312,7 +315,7 @@ class Fleet:
         self._succession.settle()
         loaded = [i for i in self._resident.values() if not i.is_leaving]
         for place, instance in enumerate(loaded):
-            if any(i.state is State.READY and _supersedes(i, instance) for i in loaded[place:]):
+            if any(i.state is State.READY and supersedes(i, instance) for i in loaded[place:]):
                 instance.stop("a larger one serves")
 
     def _refusal(self, request: Request) -> KvsupError | None:
@@ -335,16 +338,16 @@ class Fleet:
         return request.instance.failure_error
 
     def _wanted(self, instance: Instance, budget: Budget) -> Wanted:
-        supersedes = frozenset(
+        superseded = frozenset(
             key
             for key, other in self._resident.items()
-            if _supersedes(instance, other) or self._succession.is_succeeded(other, by=instance)
+            if supersedes(instance, other) or self._succession.is_succeeded(other, by=instance)
         )
-        return Wanted(self._residents.sizes_of(instance, budget), supersedes)
+        return Wanted(self._residents.sizes_of(instance, budget), superseded)
 
     def _deny(self, request: Request, reason: str) -> None:
         text = f"{request.instance.plan.name} {reason}"
-        if any(_supersedes(request.instance, other) for other in self.loaded()):
+        if any(supersedes(request.instance, other) for other in self.loaded()):
             text += '; on_bigger_request = "clamp" serves what asks for more with what is there'
         self._queue.refuse(request, CapacityError(text))
         self._roster.drop(request.instance)
@@ -372,14 +375,18 @@ class Fleet:
         self._changed()
 
     def _changed(self) -> None:
-        """Look at everything again: who may be granted, and when someone is next idle."""
-        self._wake()
-        waited_for = {request.instance.key for request in self._queue}
-        self._roster.forget(unless=waited_for | self._resident.keys())
-        self._schedule()
+        """Look at everything again: who may be granted, and when someone is next idle.
 
-    def _wake(self) -> None:
+        A bug in that must end nothing that serves: it is looked at again in a moment.
+        """
         self._news.tell()
+        try:
+            waited_for = {request.instance.key for request in self._queue}
+            self._roster.forget(unless=waited_for | self._resident.keys())
+            self._schedule()
+        except Exception:
+            logger.exception("a bug in kvsup: requests wait longer than they should")
+            self._again_s = time.monotonic() + 1.0
 
     async def _load(self, name: str) -> None:
         try:
@@ -391,8 +398,3 @@ class Fleet:
                     raise error
         except KvsupError as error:
             self._emit(events.GaveUp(name, f"load: {error}"))
-
-
-def _supersedes(new: Instance, old: Instance) -> bool:
-    """Say whether ``new`` is the larger one of the same model and pair, as requests made it."""
-    return new is not old and is_of(old, new.plan.name, new.plan.model)

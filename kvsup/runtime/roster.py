@@ -184,6 +184,11 @@ class Roster:
                 self._names[_spelling(name)] = instance.key
 
 
+def supersedes(new: Instance, old: Instance) -> bool:
+    """Say whether ``new`` is the larger one of the same model and pair, as requests made it."""
+    return new is not old and is_of(old, new.plan.name, new.plan.model)
+
+
 def is_of(instance: Instance, name: str, model: ModelConfig) -> bool:
     """Say whether ``instance`` is of the model ``name`` with the KV cache types of ``model``.
 

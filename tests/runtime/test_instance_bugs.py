@@ -1,5 +1,6 @@
 """A bug in kvsup costs one process at most, whose end is one like any other."""
 
+import os
 import signal
 
 import pytest
@@ -9,6 +10,7 @@ from kvsup.errors import InstanceFailed
 from kvsup.lifecycle import State
 from kvsup.restart import ExitCause
 from kvsup.runtime import watch
+from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.tenure import Tenure
 from tests.runtime.scripted import files_of, pid_of
 from tests.runtime.supervised import QUICK_RESTART, Folder, is_alive, running, until
@@ -87,3 +89,26 @@ async def test_bug_in_a_start_is_told_to_who_waits_until_it_is_reset(
         async with now.fleet.lease("a") as instance:
             await instance.ready()
         assert await other.ready() is serves
+
+
+async def test_bug_in_scheduling_ends_nothing_that_serves(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that dies meanwhile comes back, and who waited is served afterwards."""
+    folder.write(a=QUICK_RESTART, b="")
+
+    async with running(folder.read()) as now, now.fleet.lease("a") as instance:
+        broken = await instance.ready()
+        with monkeypatch.context() as patch:
+            patch.setattr(Fleet, "_schedule", fail)
+            os.kill(pid_of(instance), signal.SIGKILL)
+            await until(lambda: broken.end)
+            await instance.ready()
+            with pytest.raises(RuntimeError, match=str(BUG)):
+                async with now.fleet.lease("b"):
+                    pass
+        async with now.fleet.lease("b") as other:
+            await other.ready()
+        (died,) = now.of_kind(events.Died)
+        assert isinstance(died, events.Died)
+        assert died.cause == "KILLED"
