@@ -10,6 +10,7 @@ from kvsup import events
 from kvsup.errors import CapacityError, ModelNotFound, QueueFull
 from kvsup.lifecycle import State
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.learning import sizes_of
 from tests.runtime.clients import Client
 from tests.runtime.supervised import Folder, reach, running, until
 from tests.standin.script import LOAD, Steps, make_gate, open_gate, write_script
@@ -138,6 +139,7 @@ async def test_admission_with_room_for_two_evicts_the_least_recently_used(folder
             await Client(now.fleet, name).pass_by()
         for instance in now.fleet.loaded():
             instance.measured.load_s = 1.0  # what their return costs decides, too
+            instance.descent.keep(instance.plan, sizes_of(instance.plan, instance.measured))
         await Client(now.fleet, "c").pass_by()
 
         assert {i.plan.name for i in now.fleet.loaded()} == {"a", "c"}
