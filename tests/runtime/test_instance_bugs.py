@@ -2,11 +2,12 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
 from kvsup import events
-from kvsup.errors import InstanceFailed
+from kvsup.errors import InstanceFailed, UpstreamError
 from kvsup.lifecycle import State
 from kvsup.restart import ExitCause
 from kvsup.runtime import watch
@@ -36,7 +37,8 @@ async def test_bug_in_reading_what_it_tells_is_a_death_like_any_other(
         pid = pid_of(instance)
         with monkeypatch.context() as patch:
             patch.setattr(watch, "scan", fail)
-            await broken.fetch("POST", "/completion", body=b'{"prompt": "Hi", "n_predict": 1}')
+            with suppress(UpstreamError):  # it may break off, or be answered
+                await broken.fetch("POST", "/completion", body=b'{"prompt": "Hi", "n_predict": 1}')
             await until(lambda: broken.end)
         end = await instance.end_of(broken)
 
