@@ -106,7 +106,7 @@ async def turns(
                     yield
                     if folders() != watched:
                         break
-        except (OSError, RuntimeError):  # watchfiles' own error is the latter
+        except Exception:  # noqa: BLE001 - an OSError, watchfiles' own, or a group of them
             with anyio.move_on_after(LOOK_S):
                 await stopped.wait()
             yield

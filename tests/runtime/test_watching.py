@@ -2,10 +2,14 @@
 
 import os
 import shutil
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 
-from kvsup.runtime.watching import damages, look
+import anyio
+import pytest
+
+from kvsup.runtime.watching import damages, look, turns
 from tests.runtime.supervised import Folder
 
 
@@ -56,3 +60,24 @@ def test_damage_of_weights_that_were_loaded_since_the_look_is_none(folder: Folde
     configuration = folder.read()
 
     assert list(damages(configuration.plans[0], look(configuration, loaded=()))) == []
+
+
+async def test_turns_go_on_where_a_thread_to_watch_in_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A task group of watchfiles wraps what is raised within."""
+
+    async def failing(*_paths: Path, **_options: object) -> AsyncGenerator[None, None]:
+        async with anyio.create_task_group():
+            raise RuntimeError("can't start new thread")
+        yield
+
+    monkeypatch.setattr("kvsup.runtime.watching.awatch", failing)
+    monkeypatch.setattr("kvsup.runtime.watching.LOOK_S", 0.01)
+    stopped, n_turns = anyio.Event(), 0
+    async for _ in turns(lambda: (tmp_path,), stopped=stopped):
+        n_turns += 1
+        if n_turns == 3:
+            stopped.set()
+
+    assert n_turns == 3
