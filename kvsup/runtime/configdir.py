@@ -3,9 +3,8 @@
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
@@ -63,13 +62,14 @@ def read_configuration(
     Raises:
         ConfigError: with every problem of every file.
     """
-    if _names_in(folder) is None:
+    read_ns = time.time_ns()
+    files = toml_files(folder)
+    if files is None:
         raise ConfigError(
             f"{folder}: no such folder; make it and write one TOML file a model, "
             "or name another: kvsup run CONFIG_DIR"
         )
-    read_ns = time.time_ns()
-    reading = _Reading(folder, environ)
+    reading = _Reading(folder, environ, files)
     host = reading.host()
     keys = reading.keys(host, in_force=in_force.keys if in_force else None)
     state = in_force.state_dir if in_force else paths.state_dir(host.state_dir)
@@ -82,16 +82,23 @@ def read_configuration(
     return Configuration(folder, host, made, state, run, keys, read_ns)
 
 
-def toml_files(folder: Path, pattern: str = "*.toml") -> list[Path]:
-    """Return the files of a configuration folder, but hidden ones: editors keep locks and drafts.
+def toml_files(folder: Path) -> list[Path] | None:
+    """Return the files of a configuration folder, None where there is no such folder.
 
-    ``.#chat.toml`` is Emacs's, a link to nowhere. A folder that is not there has none.
+    Hidden ones are left out, since editors keep locks and drafts: ``.#chat.toml`` is Emacs's, a
+    link to nowhere.
 
     Raises:
         ConfigError: it cannot be listed.
     """
-    names = _names_in(folder) or ()
-    return sorted(folder / n for n in names if fnmatchcase(n, pattern) and not n.startswith("."))
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names are what is wanted
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        problem = Problem(_shown(folder), None, "", f"cannot be listed: {error.strerror}")
+        raise ConfigError((problem,)) from error
+    return sorted(folder / n for n in names if n.endswith(".toml") and not n.startswith("."))
 
 
 def read_host(folder: Path, environ: Mapping[str, str]) -> tuple[HostConfig, ConfigError | None]:
@@ -99,9 +106,14 @@ def read_host(folder: Path, environ: Mapping[str, str]) -> tuple[HostConfig, Con
 
     A folder that is not there has none.
     """
-    reading = _Reading(folder, environ, only=paths.HOST_FILE)
+    files, unlisted = [], None
+    try:
+        files = toml_files(folder) or []
+    except ConfigError as error:
+        unlisted = error
+    reading = _Reading(folder, environ, [path for path in files if path.name == paths.HOST_FILE])
     host = reading.host()
-    return host, reading.error()
+    return host, unlisted or reading.error()
 
 
 @dataclass(slots=True)
@@ -110,7 +122,8 @@ class _Reading:
 
     folder: Path
     environ: Mapping[str, str]
-    only: str = "*.toml"
+    files: Sequence[Path]
+    """What is read of it, listed once: a folder that is replaced meanwhile is not an empty one."""
     _problems: list[Problem] = field(default_factory=list)
     _binaries: dict[str, Binary | str] = field(default_factory=dict)
     """What each path is, or why it cannot be used."""
@@ -123,16 +136,13 @@ class _Reading:
     def __post_init__(self) -> None:
         environment = read_environment(self.environ)
         self._environment = Source("environment", environment.table, spelling=environment.spelling)
-        try:
-            files = toml_files(self.folder, self.only)
-        except ConfigError as error:
-            self._problems += error.problems
-            files = []
         host_file = self.folder / paths.HOST_FILE
-        self._has_host_file = host_file in files
+        self._has_host_file = host_file in self.files
         self._host_file = self._source(host_file) if self._has_host_file else None
         keys = self._key_file()
-        models = [f for f in files if f != host_file and _absolute(f.name, self.folder) != keys]
+        models = [
+            f for f in self.files if f != host_file and _absolute(f.name, self.folder) != keys
+        ]
         self._model_files = [(path, source) for path in models if (source := self._source(path))]
 
     def error(self) -> ConfigError | None:
@@ -321,17 +331,6 @@ def _program(text: str, folder: Path) -> str:
     if "/" not in text:
         return shutil.which(text) or text
     return str(_absolute(text, folder))
-
-
-def _names_in(folder: Path) -> list[str] | None:
-    """Return the names in ``folder``, None where that is nothing; raises as ``toml_files``."""
-    try:
-        return os.listdir(folder)  # noqa: PTH208 - names are what is wanted
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        problem = Problem(_shown(folder), None, "", f"cannot be listed: {error.strerror}")
-        raise ConfigError((problem,)) from error
 
 
 def _shown(path: Path) -> str:

@@ -53,7 +53,7 @@ def look(configuration: Configuration, loaded: Iterable[Plan] = ()) -> Look:
     Raises:
         ConfigError: the folder cannot be listed.
     """
-    listed = {path: stamp_or_none(path) for path in toml_files(configuration.folder)}
+    listed = {path: stamp_or_none(path) for path in toml_files(configuration.folder) or ()}
     named = {path: stamp_or_none(path) for path in set(_named(configuration))}
     mapped = {Path(path): stamp_or_none(Path(path)) for plan in loaded for path, _ in _mapped(plan)}
     folders = {configuration.folder, *(path.parent for path in (*named, *mapped))}

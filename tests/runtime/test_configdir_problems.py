@@ -1,11 +1,13 @@
 """Configuration folders on disk, with a real binary: what is refused, and in which words."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
 import pytest
 
 from kvsup.config import HostConfig
+from kvsup.environment import Environment, read_environment
 from kvsup.errors import ConfigError
 from kvsup.llama.argv import _OWNED
 from kvsup.runtime.configdir import read_configuration, read_host
@@ -246,6 +248,21 @@ def test_missing_folder_is_told_by_its_name(tmp_path: Path) -> None:
     """A wrong path is no empty configuration."""
     with pytest.raises(ConfigError, match="gone: no such folder; make it and write one TOML file"):
         read_configuration(tmp_path / "gone", {})
+
+
+def test_folder_that_is_replaced_while_it_is_read_is_not_an_empty_one(
+    folder: ConfigFolder, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``mv configs old; mv new configs``: a reload between the two took every model away."""
+    in_force = folder.read(m=f'model = "{smollm2}"')
+
+    def moved_away(environ: Mapping[str, str]) -> Environment:
+        folder.path.rename("old")
+        return read_environment(environ)
+
+    monkeypatch.setattr("kvsup.runtime.configdir.read_environment", moved_away)
+    with pytest.raises(ConfigError, match=r"m\.toml: cannot be read: "):
+        read_configuration(folder.path, {}, in_force=in_force)
 
 
 def test_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path) -> None:
