@@ -128,7 +128,6 @@ class _Reading:
     _binaries: dict[str, Binary | str] = field(default_factory=dict)
     """What each path is, or why it cannot be used."""
     _environment: Source = field(init=False)
-    _has_host_file: bool = field(init=False)
     _host_file: Source | None = field(init=False)
     """None, too, where it is there and cannot be read."""
     _model_files: list[tuple[Path, Source]] = field(init=False)
@@ -137,8 +136,7 @@ class _Reading:
         environment = read_environment(self.environ)
         self._environment = Source("environment", environment.table, spelling=environment.spelling)
         host_file = self.folder / paths.HOST_FILE
-        self._has_host_file = host_file in self.files
-        self._host_file = self._source(host_file) if self._has_host_file else None
+        self._host_file = self._source(host_file) if host_file in self.files else None
         keys = self._key_file()
         models = [
             f for f in self.files if f != host_file and _absolute(f.name, self.folder) != keys
@@ -170,12 +168,14 @@ class _Reading:
     def keys(self, host: HostConfig, *, in_force: KeyRing | None) -> KeyRing | None:
         """Return the API keys, None where the host names no file of them.
 
-        Those ``in_force`` go only with the line in kvsup.toml: a file that is missing for a moment,
-        as in a checkout of another branch, opens nothing.
+        Those ``in_force`` go only with the line in kvsup.toml: a file that is missing or empty for
+        a moment, as in a checkout of another branch or on a full disk, opens nothing.
         """
         if host.api_keys is None:
-            if in_force is not None and not self._has_host_file:
-                gone = "is gone, which named the API keys; put it back, or start kvsup again"
+            if in_force is not None and not (self._host_file and self._host_file.table):
+                gone = (
+                    "is gone or empty, which named the API keys; put it back, or start kvsup again"
+                )
                 self._problems.append(
                     Problem(_shown(self.folder / paths.HOST_FILE), None, "", gone)
                 )

@@ -223,6 +223,9 @@ async def test_keys_are_not_given_up_since_their_file_has_gone(
     async with watching(folder.read()) as (_, reloader):
         host_file = reloader.configuration.folder / "kvsup.toml"
         text = host_file.read_text()
+        host_file.write_text("")
+        with pytest.raises(ConfigError, match="named the API keys"):
+            await reloader.reload()
         host_file.unlink()
         with pytest.raises(ConfigError, match="named the API keys"):
             await reloader.reload()
