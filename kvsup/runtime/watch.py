@@ -27,7 +27,11 @@ from kvsup.runtime.process import Child
 from kvsup.runtime.upstream import Upstream
 
 _QUOTE_S = 0.5
-"""For so long after a line of a client's text the next may be one, whatever it looks like."""
+"""For so long after a client's text has begun, every line may be of it.
+
+No longer for lines that look like a client's: llama-server prints such for each request, what it
+samples with.
+"""
 
 _LOAD_LAG_S = 10.0
 """How long after it is ready the log may still tell of the load."""
@@ -60,6 +64,7 @@ class Watch:
         self._notify = notify
         self._ready_s: float | None = None
         self._quote_until_s = -math.inf
+        self._has_quoted = False
 
     async def run(self) -> None:
         """Read until both pipes end; cancel it where something else holds them open."""
@@ -110,15 +115,16 @@ class Watch:
         if now_s >= self._quote_until_s and is_own(line):
             self._quote_until_s = -math.inf
         is_quoted = self._quote_until_s > -math.inf
-        if goes_on or (is_quoted and not is_own(line)):
-            self._quote_until_s = now_s + _QUOTE_S
+        if goes_on:
+            self._quote_until_s, self._has_quoted = now_s + _QUOTE_S, True
         return is_quoted
 
     def _may_tell(self, fact: Fact) -> bool:
-        """Say whether it is too late for a fact of the load."""
+        """Say whether to believe a fact: one of the load only until a client's text has come."""
         if isinstance(fact, Timing | Released | LoadFailure):
             return True
-        return self._ready_s is None or time.monotonic() - self._ready_s <= _LOAD_LAG_S
+        is_late = self._ready_s is not None and time.monotonic() - self._ready_s > _LOAD_LAG_S
+        return not (is_late or self._has_quoted)
 
     async def _ask_health(self) -> None:
         """Poll ``/health`` until it answers 200, unless the build announces itself by events."""

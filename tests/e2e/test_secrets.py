@@ -11,6 +11,7 @@ import pytest
 
 from kvsup.runtime.paths import run_dir
 from tests.conftest import StartKvsup
+from tests.running import eventually
 
 KEY = "kvsup-secret-of-this-test-0123456789"
 OWN_KEYS = {
@@ -159,3 +160,28 @@ def test_what_llama_server_quotes_of_a_client_is_neither_believed_nor_kept(
     logged = kvsup.client.get("/kvsup/logs/m").text
     assert "all slots are idle" in logged
     assert "private" not in logged + kvsup.log()
+
+
+def test_long_text_that_is_quoted_is_not_believed_and_behind_it_the_log_goes_on(
+    start_kvsup: StartKvsup, smollm2: Path
+) -> None:
+    """Lines like its own end what is taken for a client's; requests come all the time."""
+    kvsup = start_kvsup({"m": MODEL.format(path=smollm2)})
+    ask = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+
+    def logged() -> str:
+        return kvsup.client.get("/kvsup/logs/m?lines=99999").text
+
+    def n_answers_logged() -> int:
+        kvsup.client.post("/v1/chat/completions", json=ask).raise_for_status()
+        return logged().count("stop processing")
+
+    n_before, before = n_answers_logged(), kvsup.models()["m"]
+    lines = ["my private text"] * 300_000
+    lines += ["I llama_context: CPU model buffer size = 99999999.00 MiB"] * 2
+    wrong = ask | {"grammar": "root ::= nonsense\n" + "\n".join(lines)}
+    assert kvsup.client.post("/v1/chat/completions", json=wrong).status_code == 400
+    eventually(lambda: n_answers_logged() > n_before + 1)
+
+    assert kvsup.models()["m"]["size_bytes"] == before["size_bytes"]
+    assert "private" not in logged()
