@@ -101,8 +101,13 @@ class Chronicle:
                 done = await anyio.to_thread.run_sync(
                     _write_all, self._files, batch, documents, limiter=self._one_at_a_time
                 )
-        except RuntimeError as error:  # no thread can be started
-            done = _Done(failed=list(unwritten), error=error)
+        except RuntimeError as error:  # no thread can be started: all of it next time
+            self._say(error)
+            self._documents = [*documents, *self._documents][-_MAX_DOCUMENTS:]
+            for model, new in unwritten.items():
+                later = self._unwritten.get(model, ())
+                self._unwritten[model] = deque([*new, *later], MAX_RECORDS)
+            return
         for model in done.failed:
             self._unwritten.setdefault(model, deque(maxlen=MAX_RECORDS))
         self._say(done.error)

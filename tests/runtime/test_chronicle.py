@@ -272,6 +272,35 @@ async def test_full_disk_is_said_once_and_made_up_for_when_there_is_room(
     assert made_in(tmp_path, "*.new") == []
 
 
+async def test_thread_too_few_and_a_name_that_is_no_utf8_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is noted meanwhile is written once there are threads again."""
+    told: list[events.Event] = []
+    chronicle = chronicle_of(tmp_path, told)
+    n_refused = 0
+
+    async def refuse(*_: object, **__: object) -> None:
+        nonlocal n_refused
+        n_refused += 1
+        raise RuntimeError("can't start new thread")
+
+    async with running(chronicle):
+        chronicle.note(died(0))
+        await until_kept(tmp_path, "death 0")
+        with monkeypatch.context() as patch:
+            patch.setattr("anyio.to_thread.run_sync", refuse)
+            chronicle.keep("m", Facts(1))
+            chronicle.note(died(1))
+            await until(lambda: n_refused)
+        chronicle.note(events.ReloadRefused("caf\udce9.toml: is no TOML"))
+        chronicle.note(died(2))
+        await until_kept(tmp_path, "death 2")
+
+    assert kept_texts(tmp_path) == ["death 0", "death 1", "death 2"]
+    assert any(isinstance(event, events.Evidence) for event in told)
+
+
 async def test_one_model_whose_file_fails_does_not_cost_another_its_history(
     tmp_path: Path,
 ) -> None:
