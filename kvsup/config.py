@@ -186,6 +186,16 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prompt_cache_bytes: Annotated[
         int, _kind("size", "Host memory for prompts that lost their slot; 0 for none.")
     ] = field(default=1 << 30, name="prompt_cache")
+    warm_swap: Annotated[
+        bool | Literal["auto"],
+        _doc(
+            "Keep conversations in files while the model is not loaded, or its process has died: "
+            "auto where that works and the disk is this machine's."
+        ),
+    ] = "auto"
+    checkpoint_after_tokens: Annotated[
+        int, Meta(ge=0, description="Newly read tokens after which a slot is saved; 0: at a stop.")
+    ] = 2048
     draft_model: Annotated[
         str | None, _doc("Smaller GGUF of the same vocabulary that drafts tokens, or none.")
     ] = None
@@ -320,6 +330,9 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state_dir: Annotated[
         str | None, _doc("Folder for what kvsup remembers; absent: the user's state folder.")
     ] = None
+    max_kv_files_bytes: Annotated[
+        int, _kind("size", "Disk for the saved conversations of all models (warm_swap).")
+    ] = field(default=20 << 30, name="max_kv_files")
     shutdown_timeout_s: Annotated[
         float, _kind("duration", "Time for running requests to end when kvsup stops.")
     ] = field(default=10.0, name="shutdown_timeout")

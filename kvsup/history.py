@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from kvsup.events import Event, describe
+from kvsup.eventlines import describe
+from kvsup.events import Event
 from kvsup.restart import ExitCause, describe_returncode
 from kvsup.units import format_span
 

@@ -13,60 +13,23 @@ import msgspec
 
 from kvsup.capacity import largest_context
 from kvsup.config import ModelConfig, canonical
-from kvsup.gguf import Metadata, Tensor
+from kvsup.filenames import file_name
+from kvsup.gguf import Metadata
 from kvsup.kvchoice import Machine, backend_here, fast_pair, slowness
 from kvsup.kvtypes import KVPair
 from kvsup.ladder import given_up, next_step, stepped
 from kvsup.llama.argv import EMPTY_CONFIG_DIR, build_argv, build_environment
 from kvsup.llama.binary import Binary
-from kvsup.memory import CELL_TOKENS, Draft, Estimate, Launch, estimate
-from kvsup.modelshape import ModelShape
+from kvsup.memory import CELL_TOKENS, Estimate, Launch, estimate
+from kvsup.modelfile import ModelFile
 from kvsup.placement import place
 from kvsup.residency import RAM
 from kvsup.settling import launch_of, settled
 from kvsup.slowpaths import Backend
+from kvsup.warmth import Ability, ability
 
 ALLOWANCE_BYTES = 64 << 20
 """Counted beside weights, KV cache and compute buffers: the process itself and its HTTP side."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """What the disk says of a model's weights."""
-
-    metadata: Metadata
-    """Header of the first part."""
-    shape: ModelShape
-    n_params: int
-    size_bytes: int
-    """All parts of a split model together, and the projector."""
-    modified_ns: int
-    stamp: str
-    """Changes when a file is replaced or written, the chat template's included."""
-    parts: tuple[tuple[str, str], ...] = ()
-    """Path and stamp of each file of weights that a llama-server may map, the draft's included."""
-    template: str | None = None
-    """The Jinja chat template in force: the file that the TOML names, else the GGUF's own."""
-    projector: Metadata | None = None
-    """Header of the projector for images or audio."""
-    tensors: tuple[Tensor, ...] = ()
-    """Those of all parts."""
-    has_fim_tokens: bool = False
-    """Whether the vocabulary has tokens to fill in a middle with."""
-    draft: "ModelFile | None" = None
-    """The draft model's weights, of which only shape and size are of interest."""
-
-    def weights_bytes(self, model: ModelConfig) -> int:
-        """Return the bytes of weights that ``model`` loads of them, the draft model's apart."""
-        if model.mmproj is not None or self.projector is None:
-            return self.size_bytes
-        return self.size_bytes - (self.projector.header_bytes + (self.projector.tensor_bytes or 0))
-
-    def draft_of(self, model: ModelConfig) -> Draft | None:
-        """Return what drafts for ``model``, as memory sees it."""
-        if self.draft is None or model.draft_model is None:
-            return None
-        return Draft(self.draft.shape, self.draft.size_bytes, model.draft_kv_cache_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +42,10 @@ class Plan:
     """As it was configured, with what was left open."""
     binary: Binary
     file: ModelFile
-    argv: tuple[str, ...]
     environment: Mapping[str, str]
     run_dir: str
+    kv_dir: str | None
+    """Where slots are saved, for all models; None: nowhere."""
     socket: str
     estimate: Estimate
     pooling: int | None
@@ -106,6 +70,31 @@ class Plan:
     def name(self) -> str:
         """Return the name that the model is served under."""
         return self.model.name
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """Return the command line of its llama-server."""
+        saved = self.slot_dir
+        return build_argv(
+            self.binary, self.model, socket=self.socket, pooling=self.pooling, slot_dir=saved
+        )
+
+    @property
+    def warmth(self) -> Ability:
+        """Return how far its conversations outlive their process."""
+        return ability(
+            self.file.shape,
+            swa_full=self.model.swa_full,
+            has_draft=self.model.draft_model is not None,
+            is_pooled=self.pooling is not None or self.model.embedding == "on",
+        )
+
+    @property
+    def slot_dir(self) -> str | None:
+        """Return the folder of its saved slots; None where none is saved."""
+        if self.kv_dir is None or not self.model.warm_swap or self.warmth.reuse == "never":
+            return None
+        return f"{self.kv_dir}/{file_name(self.name)}"
 
     @property
     def given_up(self) -> tuple[str, ...]:
@@ -207,8 +196,7 @@ class Plan:
         most_bytes = stepped(self.configured, self.step).prompt_cache_bytes
         size_bytes = max(0, min(most_bytes, room_bytes))
         model = msgspec.structs.replace(self.model, prompt_cache_bytes=size_bytes)
-        argv = build_argv(self.binary, model, socket=self.socket, pooling=self.pooling)
-        return replace(self, model=model, argv=argv)
+        return replace(self, model=model)
 
     @property
     def prompt_cache_bytes(self) -> int:
@@ -257,6 +245,7 @@ class Plan:
             self.file,
             environment=self.environment,
             run_dir=self.run_dir,
+            kv_dir=self.kv_dir,
             learnt=self.learnt,
             machine=self.machine,
             num_ctx=num_ctx,
@@ -271,6 +260,7 @@ def make_plan(
     *,
     inherited: Mapping[str, str],
     run_dir: str,
+    kv_dir: str | None = None,
     learnt: Mapping[str, float] | None = None,
     note: str = "",
     machine: Machine | None = None,
@@ -285,6 +275,7 @@ def make_plan(
         file: its weights.
         inherited: the environment of kvsup.
         run_dir: private folder for sockets; short, since a socket's path has 107 bytes at most.
+        kv_dir: folder for the saved slots of all models; None: none is saved.
         learnt: bytes an element of KV types that only earlier loads have told.
         note: what its owner should know of how ``model`` came about.
         machine: what is known of running it here.
@@ -297,6 +288,7 @@ def make_plan(
         file,
         environment=environment,
         run_dir=run_dir,
+        kv_dir=kv_dir,
         learnt=learnt or {},
         machine=machine or Machine(binary.kv_types),
     )
@@ -310,6 +302,7 @@ def _decide(
     *,
     environment: Mapping[str, str],
     run_dir: str,
+    kv_dir: str | None,
     learnt: Mapping[str, float],
     machine: Machine,
     num_ctx: int | None = None,
@@ -340,9 +333,9 @@ def _decide(
         configured=configured,
         binary=binary,
         file=file,
-        argv=build_argv(binary, model, socket=socket, pooling=pooling),
         environment=environment,
         run_dir=run_dir,
+        kv_dir=kv_dir,
         socket=socket,
         estimate=estimate(
             file.shape,

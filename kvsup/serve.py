@@ -24,16 +24,21 @@ from kvsup.api.auth import is_loopback
 from kvsup.api.protocol import Door, Patience, Protocol
 from kvsup.config import HostConfig
 from kvsup.errors import ConfigError, KvsupError
+from kvsup.eventlines import describe
 from kvsup.runtime import files, orphans, paths
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.configdir import Configuration
 from kvsup.runtime.evidence import Witness
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
+from kvsup.runtime.kvfiles import KVFiles
+from kvsup.runtime.making import make_instance
 from kvsup.runtime.notifying import Notifier
 from kvsup.runtime.paths import LLAMA_CONFIG
 from kvsup.runtime.reloading import Reloader, tell_plans
 from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.warming import Store as KVStore
+from kvsup.runtime.weightsums import WeightSums
 from kvsup.tuning.prober import Prober
 from kvsup.tuning.trial import reap_trials
 
@@ -76,12 +81,24 @@ class Supervisor:
         self._store = Remembered(configuration.state_dir)
         history = HistoryFiles(configuration.state_dir)
         self._chronicle = Chronicle(history, version=__version__, emit=self._emit)
+        self._kv = KVStore(
+            KVFiles(
+                paths.kv_dir(configuration.state_dir),
+                max_bytes=configuration.host.max_kv_files_bytes,
+                emit=self._emit,
+            ),
+            WeightSums(self._store),
+        )
         self._fleet = Fleet(
             configuration.plans,
             configuration.host,
-            store=self._store,
+            make=partial(
+                make_instance,
+                store=self._store,
+                kv=self._kv,
+                note=Witness(self._chronicle.keep).note,
+            ),
             emit=self._emit,
-            note=Witness(self._chronicle.keep).note,
         )
         self._notifier = Notifier(environ)
         self._reloader = Reloader(
@@ -111,6 +128,7 @@ class Supervisor:
             trash=self._configuration.state_dir / "deleted",
             reload=self._reloader.reload,
             refusal=lambda: str(self._reloader.refusal or "") or None,
+            kept=self._kv.files,
         )
         app = create_app(
             self._fleet,
@@ -329,4 +347,4 @@ def _lock(state: Path) -> Iterator[None]:
 
 def _log_event(event: events.Event) -> None:
     level = logging.WARNING if isinstance(event, events.WARNINGS) else logging.INFO
-    logger.log(level, "%s", events.describe(event))
+    logger.log(level, "%s", describe(event))

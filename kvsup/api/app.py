@@ -25,6 +25,7 @@ from kvsup.api.errors import OLLAMA, OPENAI, ErrorShape
 from kvsup.api.exchange import Endpoint, Exchange, Handler
 from kvsup.api.generation import GenerationHandlers
 from kvsup.api.guard import Guard
+from kvsup.api.kept import KeptHandlers
 from kvsup.api.passthrough import (
     ANTHROPIC_DIALECT,
     CANONICAL,
@@ -42,6 +43,7 @@ from kvsup.ollama.access import OriginRules
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.images import Images
+from kvsup.runtime.kvfiles import KVFiles
 
 _GET, _POST, _BOTH = {"GET"}, {"POST"}, {"GET", "HEAD"}
 
@@ -64,6 +66,8 @@ class Store:
     """Reads the configuration again; raises ``ConfigError`` and changes nothing if it is wrong."""
     refusal: Callable[[], str | None]
     """Returns what is wrong with the folder, where it is not what is in force."""
+    kept: KVFiles
+    """Conversations that outlive their llama-server."""
 
 
 def create_app(
@@ -121,8 +125,9 @@ def _routes(
 
     generation, embedding = GenerationHandlers(fleet), EmbeddingHandlers(fleet)
     catalogue = CatalogueHandlers(
-        fleet, folder=store.folder, trash=store.trash, reload=store.reload
+        fleet, folder=store.folder, trash=store.trash, reload=store.reload, kept=store.kept
     )
+    kept = KeptHandlers(store.kept)
     passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
     control = ControlHandlers(fleet, reload=store.reload, refusal=store.refusal)
     why = WhyHandlers(fleet, chronicle)
@@ -167,6 +172,8 @@ def _routes(
         serve("/kvsup/models", control.models, _GET),
         serve("/kvsup/why", why.all, _GET),
         serve("/kvsup/why/{name:path}", why.one, _GET),
+        serve("/kvsup/kv", kept.all, _GET),
+        serve("/kvsup/kv", kept.clear, {"DELETE"}),
         serve("/kvsup/stop", control.stop),
         serve("/kvsup/reset", control.reset),
         serve("/kvsup/reload", control.reload),

@@ -21,6 +21,7 @@ from kvsup.ollama.requests import decode_copy, decode_named
 from kvsup.plan import Plan
 from kvsup.runtime.catalogue import copy_model, delete_model
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.kvfiles import KVFiles
 
 _DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
@@ -31,10 +32,17 @@ class CatalogueHandlers:
     """Listings of one fleet, and changes of the files that it comes from."""
 
     def __init__(
-        self, fleet: Fleet, *, folder: Path, trash: Path, reload: Callable[[], Awaitable[None]]
+        self,
+        fleet: Fleet,
+        *,
+        folder: Path,
+        trash: Path,
+        reload: Callable[[], Awaitable[None]],
+        kept: KVFiles,
     ) -> None:
-        """Change the files of ``folder``; what is deleted goes to ``trash``."""
+        """Change the files of ``folder``; what is deleted goes to ``trash``, but for ``kept``."""
         self._fleet = fleet
+        self._kept = kept
         self._folder = folder
         self._trash = trash
         self._reload = reload
@@ -98,6 +106,7 @@ class CatalogueHandlers:
                 partial(delete_model, self._folder, plan, request.model, trash=self._trash)
             )
             await self._reload()
+            self._kept.clear(plan.name)
         await exchange.answer_empty()
 
     async def pull(self, exchange: Exchange) -> None:

@@ -42,7 +42,8 @@ class Exchange:
         self.request = request
         self.body = b""
         self.is_started = False
-        self.queued = Queued(0, 0.0)
+        self.beside: dict[str, int] = {}
+        """What kvsup did for the request, as Ollama's last object tells it."""
         self._is_stream = False
         self._notes: list[Header] = []
         self._send = send
@@ -67,10 +68,16 @@ class Exchange:
 
     def came_through(self, queued: Queued) -> None:
         """Tell the client, in a header, that the request had to wait in the queue."""
-        self.queued = queued
         if queued.position:
             text = f"position={queued.position}; waited_ms={queued.waited_ms}"
             self._notes.append((b"x-kvsup-queue", text.encode()))
+            self.beside |= {"queue_position": queued.position, "queued_ms": queued.waited_ms}
+
+    def restored(self, n_tokens: int) -> None:
+        """Tell the client that so much of its prompt came from a saved conversation."""
+        if not self.is_started:
+            self._notes.append((b"x-kvsup-restored", b"tokens=%d" % n_tokens))
+        self.beside["restored_tokens"] = n_tokens
 
     async def start(
         self, content_type: bytes, *, status: int = 200, headers: Iterable[Header] = ()

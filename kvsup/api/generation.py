@@ -89,7 +89,7 @@ class GenerationHandlers:
                         call,
                         started_ns=started_ns,
                         load_ns=load_ns,
-                        queued=exchange.queued,
+                        beside=exchange.beside,
                     ),
                 )
 

@@ -25,7 +25,6 @@ from kvsup.ollama.truncation import TOO_LONG, cut_tokens
 from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.keeping import Kept
-from kvsup.runtime.queue import Queued
 
 R = TypeVar("R", ChatRequest, GenerateRequest)
 Replies = ChatReplies | GenerateReplies
@@ -152,12 +151,11 @@ class Job(Generic[R]):
         *,
         started_ns: int,
         load_ns: int,
-        queued: Queued,
+        beside: dict[str, int],
     ) -> OllamaAnswer:
         """Return what turns llama-server's answer to ``call`` into Ollama's."""
         replies = self.replies(call.path)
-        if queued.position:
-            replies.beside = {"queue_position": queued.position, "queued_ms": queued.waited_ms}
+        replies.beside = beside
         return OllamaAnswer(
             replies if self.request.stream else Folded(replies),
             NDJSON if self.request.stream else JSON,

@@ -189,6 +189,8 @@ _KVSUP = (
     _Route("get", "/kvsup/why", "Why each model is as it is.", answer="Models"),
     _Route("get", "/kvsup/why/{model}", "Why a model is as it is, and its history."),
     _Route("get", "/kvsup/logs/{model}", "A llama-server's log.", answer="", stream=_TEXT),
+    _Route("get", "/kvsup/kv", "Conversations that are kept in files."),
+    _Route("delete", "/kvsup/kv", "Remove what is kept of conversations."),
     _Route("post", "/kvsup/stop", "Unload a model once it is idle.", "ModelRequest"),
     _Route("post", "/kvsup/reset", "Let a failed model be tried again.", "ModelRequest"),
     _Route("post", "/kvsup/reload", "Read the configuration again."),

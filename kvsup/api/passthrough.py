@@ -14,9 +14,10 @@ import msgspec
 
 from kvsup.anthropic import requests as anthropic_requests
 from kvsup.api import listing
+from kvsup.api.answers import copy
 from kvsup.api.errors import ANTHROPIC, OPENAI, ErrorShape
 from kvsup.api.exchange import JSON, SSE, SSE_HEADERS, Exchange
-from kvsup.api.relay import copy, leased, pass_on, relay
+from kvsup.api.relay import leased, pass_on, relay
 from kvsup.api.wishes import Wishes, read_wishes
 from kvsup.errors import ModelNotFound, RequestError
 from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_system

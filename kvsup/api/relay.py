@@ -7,11 +7,13 @@ again on the next one, and goes on where it stopped.
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
-from kvsup.api.exchange import JSON, SSE, Exchange, Header
+from kvsup.api.answers import Answer, Unretried, finish
+from kvsup.api.exchange import JSON, SSE, Exchange
 from kvsup.api.survival import Survival, fingerprint_of, surviving
 from kvsup.errors import Diverged, EngineError, NotResumed, UpstreamError
 from kvsup.events import Rescue
@@ -22,6 +24,7 @@ from kvsup.llama.heartbeat import PING
 from kvsup.llama.resume import Continue, Mode, Replay, choose, continued_body, n_answers
 from kvsup.llama.seam import Seam
 from kvsup.llama.seeding import new_seed, seeded
+from kvsup.llama.transcript import Transcript
 from kvsup.llama.wire import error_message
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.host import n_processors
@@ -30,19 +33,6 @@ from kvsup.runtime.keeping import Kept
 from kvsup.runtime.upstream import Response, Upstream
 
 T = TypeVar("T")
-
-
-class Answer(Protocol):
-    """Turns upstream bytes into the client's; one object an answer."""
-
-    content_type: bytes
-    headers: tuple[Header, ...]
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what to send for ``data``, empty if nothing yet."""
-
-    async def finish(self) -> bytes:
-        """Return what to send at the end."""
 
 
 @asynccontextmanager
@@ -102,6 +92,7 @@ async def relay(
     fingerprint, n_ends = await _known(path, body)
     passage = _Passage(
         exchange,
+        instance,
         path=path,
         body=body,
         n_ends=n_ends,
@@ -119,7 +110,7 @@ async def relay(
         is_whole=passage.is_whole,
     )
     # It runs no more: what it asks for its end, and a client that takes its time, is another thing.
-    await _finish(exchange, answer, rest + await answer.finish())
+    await finish(exchange, answer, rest + await answer.finish())
 
 
 async def pass_on(
@@ -195,6 +186,7 @@ class _Passage:
     def __init__(
         self,
         exchange: Exchange,
+        instance: Instance,
         *,
         path: str,
         body: Kept,
@@ -204,6 +196,7 @@ class _Passage:
         mode: Mode,
     ) -> None:
         self._exchange = exchange
+        self._instance = instance
         self._path = path
         self._kept = body
         self._n_ends = n_ends
@@ -217,6 +210,8 @@ class _Passage:
         self._attempts = Attempts()
         self._took_s = 0.0
         """How long the last attempt took until it broke off."""
+        self._is_prompt_dear: Callable[..., bool] | None = None
+        """Says whether a prompt that took so long is worth a file before the answer goes on."""
 
     def _new_seam(self) -> Seam:
         return Seam(self._path, n_answers=self._n_ends)
@@ -233,7 +228,7 @@ class _Passage:
         """Run it on ``upstream`` to its end; return its answer and what is to be sent of it yet."""
         began_s = time.monotonic()
         try:
-            return await self._run(upstream, survival)
+            return await self._run_warm(upstream, survival)
         finally:
             self._took_s = time.monotonic() - began_s
 
@@ -270,6 +265,37 @@ class _Passage:
         members = continued_body(self._path, msgspec.json.decode(body), self._seam.transcript)
         return msgspec.json.encode(members)
 
+    async def _run_warm(self, upstream: Upstream, survival: Survival) -> tuple[Answer, bytes]:
+        """Run it, with what is kept of its conversation taken up before, and kept again."""
+        warmth = self._instance.warmth_of(upstream)
+        warmed = warmth and await warmth.before(self._path, self._posted)
+        if not warmth or not warmed:
+            return await self._run(upstream, survival)
+        if warmed.entry is not None:
+            self._exchange.restored(warmed.n_expected)
+        is_told = warmed.entry is not None and self._how is None
+        began_s = time.monotonic()
+        self._is_prompt_dear = partial(warmth.is_prompt_dear, warmed)
+        try:
+            end = await self._run(upstream, survival)
+        except _PromptRead:
+            await warmth.checkpoint(warmed)
+            self._seam.reopen(Replay(), spent_ms=1000 * (time.monotonic() - began_s))
+            end = await self._run(upstream, survival)
+        warmth.after(warmed, self._seam.transcript.cached_tokens if is_told else None)
+        return end
+
+    def _has_read_a_dear_prompt(self, data: bytes, took_s: float) -> bool:
+        """Say whether the first token is here, of a prompt that must not be read again."""
+        if self._is_prompt_dear is None or self._how is not None or self._seam.has_delivered:
+            return False
+        first = Transcript(self._path)
+        first.add(data)
+        if not first.has_delivered:
+            return False
+        is_dear, self._is_prompt_dear = self._is_prompt_dear(took_s=took_s), None
+        return is_dear
+
     async def _run(self, upstream: Upstream, survival: Survival) -> tuple[Answer, bytes]:
         async with upstream.stream(
             "POST", self._path, headers=self._headers, body=self._posted
@@ -287,10 +313,13 @@ class _Passage:
         """Send the events of ``response``; those that came together leave together."""
         seam, exchange = self._seam, self._exchange
         if self._answer is None:
-            self._answer = _Unretried(self._make_answer(response))
+            self._answer = Unretried(self._make_answer(response))
         answer = self._answer
+        began_s = time.monotonic()
         try:
             while data := await response.read():
+                if self._has_read_a_dear_prompt(data, time.monotonic() - began_s):
+                    raise _PromptRead
                 if not (data := seam.feed(data)):
                     continue
                 came_s = time.monotonic()
@@ -314,7 +343,7 @@ class _Passage:
         """Take an answer that is no stream, once it is there."""
         data = await response.read_all()
         survival.went_on("replayed", 0)
-        answer = _Unretried(self._make_answer(response))
+        answer = Unretried(self._make_answer(response))
         return answer, answer.feed(data)
 
     def _note(self, now_s: float, survival: Survival) -> None:
@@ -328,53 +357,8 @@ class _Passage:
         attempts.came(now_s)
 
 
-class _Unretried:
-    """An answer that its reader cannot use: an error of llama-server, and no broken connection.
-
-    Run again it would be the same; and what was fed to a reader once is not fed to it twice.
-    """
-
-    def __init__(self, answer: Answer) -> None:
-        self.content_type = answer.content_type
-        self.headers = answer.headers
-        self._answer = answer
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what to send for ``data``; raises ``EngineError``."""
-        try:
-            return self._answer.feed(data)
-        except UpstreamError as error:
-            raise EngineError(str(error)) from error
-
-    async def finish(self) -> bytes:
-        """Return what to send at the end; raises ``EngineError``."""
-        try:
-            return await self._answer.finish()
-        except UpstreamError as error:
-            raise EngineError(str(error)) from error
-
-
-async def copy(
-    exchange: Exchange, response: Response, answer: Answer, *, status: int = 200
-) -> None:
-    """Send what ``answer`` makes of ``response``, as it comes."""
-    while data := await response.read():
-        out = answer.feed(data)
-        if out:
-            if not exchange.is_started:
-                await exchange.start(answer.content_type, status=status, headers=answer.headers)
-            await exchange.write(out)
-    await _finish(exchange, answer, await answer.finish(), status=status)
-
-
-async def _finish(exchange: Exchange, answer: Answer, rest: bytes, *, status: int = 200) -> None:
-    """Send the end of an answer, which may be all of it."""
-    if exchange.is_started:
-        await exchange.end(rest)
-    else:
-        await exchange.answer(
-            rest, status=status, content_type=answer.content_type, headers=answer.headers
-        )
+class _PromptRead(Exception):  # noqa: N818 - it is no error
+    """The prompt is read, and nothing is delivered of the answer: its slot may be saved."""
 
 
 def _rescue(how: Replay | Continue | None, n_tokens: int) -> Rescue:

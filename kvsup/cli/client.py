@@ -34,6 +34,16 @@ def get_if_running(path: str) -> Any | None:
     return _checked(answer).json() if is_json else None
 
 
+def delete_if_running(path: str, query: Mapping[str, str]) -> Any | None:
+    """Return the JSON answer of a DELETE; None where no kvsup answers."""
+    try:
+        with _client() as client:
+            answer = client.delete(path, params=dict(query))
+    except httpx.TransportError:
+        return None
+    return _checked(answer).json()
+
+
 def post(path: str, body: Mapping[str, object]) -> Any:
     """Return the JSON answer of a POST."""
     return _checked(_send("POST", path, json=dict(body))).json()

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvsup import __version__
-from kvsup.cli import kv
+from kvsup.cli import kept, kv
 from kvsup.cli.arguments import (
     AsJson,
     ConfigDir,
@@ -76,6 +76,8 @@ def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
     if not show_checks(configuration, as_json=as_json):
         raise typer.Exit(2)
 
+
+app.add_typer(kept.app)
 
 for _command in (kv.estimate, kv.probe, kv.tune):
     app.command()(_command)

@@ -19,7 +19,7 @@ NOT_ARGUMENTS = frozenset(
         "load_timeout_s", "stop_timeout_s", "restart", "watchdog", "restart_wait_s", "resume",
         "source",
         "on_bigger_request", "allow_request_kv", "kv_is_auto", "kv_goal", "kv_slow",
-        "num_ctx_is_auto", "priority", "weight", "fallback",
+        "num_ctx_is_auto", "priority", "weight", "fallback", "warm_swap", "checkpoint_after_tokens",
     }
 )  # fmt: skip
 """Fields of ``ModelConfig`` that are kvsup's own business."""
@@ -84,17 +84,25 @@ _INHERITED = (
 
 
 def build_argv(
-    binary: Binary, model: ModelConfig, *, socket: str, pooling: int | None
+    binary: Binary,
+    model: ModelConfig,
+    *,
+    socket: str,
+    pooling: int | None,
+    slot_dir: str | None = None,
 ) -> tuple[str, ...]:
     """Return the exact command line that serves ``model`` on the UNIX socket ``socket``.
 
     ``-c`` is the total over all slots, so it is ``num_ctx`` times ``num_parallel``; ``-np`` and the
     unified switch are always given, since without ``-np`` llama-server takes four slots over one
     pool (b11434). Verbosity 4 is the first at which buffer sizes are logged. ``pooling`` is the
-    GGUF's ``pooling_type``, None where it has none.
+    GGUF's ``pooling_type``, None where it has none; ``slot_dir`` a folder that is there when it
+    starts, for its slots, None where none is saved.
     """
     embedding = _embedding(model, pooling)
-    return (binary.path, *_arguments(binary, model, socket), *embedding, *model.extra_args)
+    saves = ("--slot-save-path", slot_dir) if slot_dir else ()
+    arguments = _arguments(binary, model, socket)
+    return (binary.path, *arguments, *saves, *embedding, *model.extra_args)
 
 
 def _arguments(binary: Binary, model: ModelConfig, socket: str) -> Iterator[str]:

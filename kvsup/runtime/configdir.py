@@ -246,6 +246,7 @@ class _Reading:
             file,
             inherited=self.environ,
             run_dir=str(run),
+            kv_dir=str(paths.kv_dir(state)),
             learnt=learnt_types(Remembered(state), known),
             note=note,
             machine=machine,

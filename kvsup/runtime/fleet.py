@@ -24,10 +24,8 @@ from kvsup.lifecycle import AFTER_LOAD, State
 from kvsup.plan import Plan, why_replaced
 from kvsup.residency import Budget, idle_due, next_due_s
 from kvsup.runtime.instance import Instance
-from kvsup.runtime.making import make_instance
 from kvsup.runtime.news import News
 from kvsup.runtime.queue import Queue, Queued, Request
-from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.room import Residents, budget_now
 from kvsup.runtime.roster import Roster, supersedes
 from kvsup.runtime.succession import Succession
@@ -44,14 +42,13 @@ class Fleet:
         plans: Iterable[Plan],
         host: HostConfig,
         *,
-        store: Remembered,
+        make: Callable[..., Instance],
         emit: Callable[[events.Event], None],
-        note: Callable[[Instance, events.Event], None] = lambda *_: None,
     ) -> None:
+        """Hold the instances of ``plans``, each made by ``make`` (``make_instance``)."""
         self._host = host
         self._emit = emit
-        make = partial(make_instance, store=store, emit=emit, note=note, on_change=self._changed)
-        self._roster = Roster(plans, make=make)
+        self._roster = Roster(plans, make=partial(make, emit=emit, on_change=self._changed))
         self._resident: dict[str, Instance] = {}
         self._succession = Succession(self._roster, self._resident)
         self._residents = Residents(self._resident)
@@ -207,7 +204,7 @@ class Fleet:
         self._succession.settle()
         now = {plan.name: plan for plan in self.plans()}
         for old in changes.retired:
-            old.is_retired = True
+            old.is_retired, old.is_removed = True, old.plan.name not in now
             if self._resident.get(old.key) is old:
                 if old in changes.replaced and self._may_overlap(old):
                     self._succession.begin(old)

@@ -5,9 +5,7 @@ itself; ``STATE/evidence/NAME-DIGEST/TIME.json`` what was known at an end. All i
 user, and bounded. Synchronous: the running kvsup calls it in a thread, the command line as it is.
 """
 
-import hashlib
 import os
-import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from kvsup.filenames import file_name
 from kvsup.history import Record
 
 MAX_RECORDS = 1000
@@ -35,7 +34,6 @@ _UNFINISHED = ".new"
 _OWN = "kvsup"
 """The file of what is about kvsup itself; names of models' files have a digest."""
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Record)
 
@@ -98,7 +96,7 @@ class HistoryFiles:
         Raises:
             OSError: it cannot be written.
         """
-        folder = self._evidence / _file_name(model)
+        folder = self._evidence / file_name(model)
         _make_private(self._evidence)
         _make_private(folder)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(at_s))
@@ -130,7 +128,7 @@ class HistoryFiles:
         _replace(path, b"")
 
     def _path(self, model: str | None) -> Path:
-        return self._history / f"{_OWN if model is None else _file_name(model)}.jsonl"
+        return self._history / f"{_OWN if model is None else file_name(model)}.jsonl"
 
 
 def kept(records: Sequence[Record], *, now_s: float) -> list[Record]:
@@ -143,12 +141,6 @@ def _decoded(line: bytes) -> Record | None:
         return _DECODER.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-
-
-def _file_name(model: str) -> str:
-    """Return a name that no other model has, whatever is in it, and that a person knows."""
-    digest = hashlib.sha256(model.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{_UNSAFE.sub('_', model)[:60]}-{digest}"
 
 
 def _make_private(folder: Path) -> None:

@@ -19,7 +19,7 @@ from kvsup.kvchoice import Machine
 from kvsup.lifecycle import ALIVE, Lifecycle, State
 from kvsup.measures import SizesMeasured
 from kvsup.plan import Plan
-from kvsup.restart import Exit, ExitCause, GiveUp, Retry, Tally, decide, draw_jitter
+from kvsup.restart import Exit, ExitCause, GiveUp, Retry
 from kvsup.runtime import footprint
 from kvsup.runtime.descent import Descent, stepped_down
 from kvsup.runtime.docket import Docket
@@ -30,7 +30,9 @@ from kvsup.runtime.measured import Measured
 from kvsup.runtime.news import News
 from kvsup.runtime.snapshot import Snapshot
 from kvsup.runtime.tenure import Tenure
+from kvsup.runtime.toll import Toll
 from kvsup.runtime.upstream import Upstream
+from kvsup.runtime.warming import Store, Warmth
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Instance:
         on_ready: "Callable[[Instance], None]" = lambda _: None,
         is_trial: bool = False,
         remembered: SizesMeasured | None = None,
+        store: Store | None = None,
     ) -> None:
         """Own what ``plan`` says.
 
@@ -60,15 +63,17 @@ class Instance:
             on_ready: called once it serves, and again if its log tells more of the load later.
             is_trial: it is given up if it dies before it ever served.
             remembered: what an earlier load of the same plan took.
+            store: where its conversations are kept.
         """
         self.plan = plan
         self.descent = Descent(plan, remembered)
         self._is_trial = is_trial
+        self._store = store
         self.leases = 0
         self.busy_slots = 0
         self.last_used_s = 0.0
         self.keep_alive_s = plan.model.keep_alive_s
-        self.is_retired = False
+        self.is_retired = self.is_removed = False
         self.failure: str | None = None
         self.logbook = Logbook()
         self.docket = Docket(plan.name)
@@ -76,7 +81,7 @@ class Instance:
         self._on_change = on_change
         self._on_ready = on_ready
         self._life = Lifecycle(since_s=time.monotonic())
-        self._tally = Tally()
+        self._toll = Toll(self.docket, self.descent)
         self._tenure: Tenure | None = None
         self._upstream: Upstream | None = None
         self._stop_why: str | None = None
@@ -160,7 +165,7 @@ class Instance:
             leases=self.leases,
             busy_slots=self.busy_slots,
             pid=self._tenure.child.pid if self._tenure and self.state in ALIVE else None,
-            n_deaths=self._tally.n_deaths,
+            n_deaths=self._toll.n_deaths,
             failure=self.failure,
             size_bytes=self.size_bytes,
             vram_bytes=self.measured.vram_bytes,
@@ -186,13 +191,17 @@ class Instance:
             wait_s = self.plan.model.restart_wait_s or math.inf
             until_s = max(waits_since_s, self._down_since_s) + wait_s
             if time.monotonic() >= until_s:
-                deaths = self._tally.recent
-                last = f"; last: {deaths[-1].describe()}" if deaths else ""
                 raise InstanceError(
-                    f"{self.plan.name} did not come back within {wait_s:g} s (restart_wait){last}"
+                    f"{self.plan.name} did not come back within {wait_s:g} s (restart_wait)"
+                    + self._toll.last_words
                 )
             await self._news.wait(until_s=until_s)
         return self._upstream
+
+    def warmth_of(self, upstream: Upstream) -> Warmth | None:
+        """Return what keeps the conversations of the process behind ``upstream``, if it lives."""
+        tenure = self._tenure
+        return tenure.warmth if tenure is not None and tenure.upstream is upstream else None
 
     async def end_of(self, upstream: Upstream) -> Exit | None:
         """Return how the process behind ``upstream`` ended; None if it seems to live on."""
@@ -229,9 +238,7 @@ class Instance:
 
     def reset(self) -> None:
         """Forget a failure and the deaths before it, so that the next request starts it again."""
-        self._tally = Tally()
-        self.descent.reset()
-        self.docket.forget()
+        self._toll.reset()
         if self.state is State.FAILED:
             self.failure, self._stop_why = None, "it was reset"
             self._enter(State.STOPPED)
@@ -264,14 +271,11 @@ class Instance:
             now_s = time.monotonic()
             self._down_since_s = min(self._down_since_s, now_s)
             self.emit(died(self.plan.name, end))
-            verdict: Retry | GiveUp = GiveUp(end.describe())
+            verdict: Retry | GiveUp = Retry(now_s)
             if self.plan.step > step:
                 self.emit(stepped_down(self.plan, end.describe()))
-                verdict = Retry(now_s)
-            elif not self._is_trial:
-                policy = self.plan.model.restart
-                deaths = self.descent.here(self._tally.recent) or [end]  # all were requests' own
-                verdict = decide(policy, deaths, now_s=now_s, jitter=draw_jitter())
+            else:
+                verdict = self._toll.verdict(end, self.plan, is_trial=self._is_trial, now_s=now_s)
             if isinstance(verdict, GiveUp):
                 self.failure = with_last_lines(
                     verdict.reason, self.measured.failure, self.logbook.tail(LOOKED_AT_LINES)
@@ -306,27 +310,20 @@ class Instance:
             emit=self.emit,
             notify=self.notify,
             on_overdue=self._on_change,
+            store=self._store,
         )
         if isinstance(tenure, Exit):
-            self._take_down(tenure)
+            self.plan = self._toll.take(tenure, self.plan)
             return tenure
         tenure.pulse.config = lambda: self.plan.model.watchdog
         self._tenure = tenure
         self._enter(State.LOADING)
         end = await tenure.run(partial(self._hold, tenure), go_down=self._go_down)
         if end.cause is not ExitCause.ASKED:
-            self._take_down(end, tenure.upstream)
+            self.plan = self._toll.take(end, self.plan, tenure.upstream)
         tenure.upstream.end = end
         self.notify()
         return end
-
-    def _take_down(self, end: Exit, upstream: Upstream | None = None) -> None:
-        """Keep an end that nobody asked for, unless a request is to blame; step down after it."""
-        lower = self.descent.after(end, self.plan, self._tally.recent)
-        self._tally.add(end, window_s=self.plan.model.restart.window_s)
-        if upstream is not None:
-            self._tally.forgive(self.docket.died(upstream, end, is_answered=lower is not None))
-        self.plan = lower or self.plan
 
     async def _hold(self, tenure: Tenure) -> Exit:
         """Look at every piece of news until the process has ended or has been stopped."""
@@ -385,6 +382,8 @@ class Instance:
         self._enter(State.STOPPING)
         self.emit(events.Stopping(self.plan.name, self._stop_why or "", self._room_for))
         grace_s = self.plan.model.stop_timeout_s
+        if was_ready and not self.is_removed:
+            await tenure.keep(limit_s=grace_s, is_waited_for=self._room_for is not None)
         was_killed = await tenure.stop(was_ready=was_ready, grace_s=grace_s)
         now_s = time.monotonic()
         self.emit(events.Stopped(self.plan.name, now_s - self._life.since_s, was_killed))

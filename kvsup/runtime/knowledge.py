@@ -6,7 +6,8 @@ from kvsup.config import ModelConfig
 from kvsup.kvchoice import Machine
 from kvsup.llama.binary import Binary
 from kvsup.measures import Probes, SpeedProbe, Tuned
-from kvsup.plan import ModelFile, Plan
+from kvsup.modelfile import ModelFile
+from kvsup.plan import Plan
 from kvsup.runtime.learning import fa_quants
 from kvsup.runtime.remembered import Remembered, key_of
 

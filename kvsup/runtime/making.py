@@ -7,6 +7,7 @@ from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.learning import learn, remembered_sizes
 from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.warming import Store
 
 
 def make_instance(
@@ -14,13 +15,15 @@ def make_instance(
     *,
     store: Remembered,
     emit: Callable[[events.Event], None],
-    note: Callable[[Instance, events.Event], None],
     on_change: Callable[[], None],
     is_trial: bool,
+    kv: Store | None = None,
+    note: Callable[[Instance, events.Event], None] = lambda *_: None,
 ) -> Instance:
     """Return the instance of a plan, which knows what was measured of it and keeps what will be.
 
-    ``note`` is told what happens with the instance that it happens to, before ``emit`` is.
+    ``kv`` is where its conversations are kept. ``note`` is told what happens with the instance that
+    it happens to, before ``emit`` is.
     """
 
     def tell(event: events.Event) -> None:
@@ -34,5 +37,6 @@ def make_instance(
         on_ready=lambda instance: learn(store, instance.plan, instance.measured),
         is_trial=is_trial,
         remembered=remembered_sizes(store, plan),
+        store=kv,
     )
     return instance

@@ -6,8 +6,8 @@ from pathlib import Path
 from kvsup.checks import Finding
 from kvsup.config import ModelConfig
 from kvsup.gguf import GGUFError, Metadata, has_fim_tokens, read_metadata_of, split_paths
+from kvsup.modelfile import ModelFile
 from kvsup.modelshape import shape_of
-from kvsup.plan import ModelFile
 from kvsup.runtime.filestamps import stamp_of
 
 

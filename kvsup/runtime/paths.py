@@ -18,8 +18,8 @@ LLAMA_CONFIG = Path("/etc/llama.cpp/config.ini")
 
 _OWN = frozenset(
     {
-        "binaries", "binary_facts", "deleted", "evidence", "history", "kv_types", "kvsup.lock",
-        "kvsup.url", "probes", "sizes", "tuned",
+        "binaries", "binary_facts", "deleted", "evidence", "history", "kv", "kv_types",
+        "kvsup.lock", "kvsup.url", "probes", "sizes", "sums", "tuned",
     }
 )  # fmt: skip
 """What kvsup writes into its state folder."""
@@ -74,6 +74,22 @@ def run_dir(state: Path) -> Path:
     if runtime and os.access(runtime, os.W_OK) and len(runtime) < _MAX_RUNTIME_BYTES:
         return Path(runtime) / "kvsup" / name
     return Path("/tmp") / f"kvsup-{os.getuid()}" / name  # noqa: S108 - made checks it
+
+
+def kv_dir(state: Path) -> Path:
+    """Return the folder of saved slots; it is made once there are any."""
+    return state / "kv"
+
+
+def make_slot_dir(folder: Path) -> None:
+    """Make the folder of a model's saved slots, closed to other users.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for path in (folder.parent, folder):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
 
 
 def make_run_dir(run: Path) -> None:

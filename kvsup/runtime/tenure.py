@@ -5,24 +5,27 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
 
 from kvsup import events
-from kvsup.errors import ConfigError
+from kvsup.errors import ConfigError, UpstreamError
 from kvsup.llama.childmode import EXIT_LINE
 from kvsup.plan import Plan
 from kvsup.restart import Exit, ExitCause
 from kvsup.runtime import kernel, orphans
 from kvsup.runtime.ending import LOOKED_AT_LINES, explained
+from kvsup.runtime.host import is_on_network
 from kvsup.runtime.kvwarnings import Findings
 from kvsup.runtime.logbook import Logbook
-from kvsup.runtime.paths import make_run_dir
+from kvsup.runtime.paths import make_run_dir, make_slot_dir
 from kvsup.runtime.process import KILL_S, Child, spawn
 from kvsup.runtime.pulse import Pulse
 from kvsup.runtime.upstream import Upstream
+from kvsup.runtime.warming import Store, Warmth
 from kvsup.runtime.watch import Watch
 from kvsup.watchdog import LATE_S, Standing
 
@@ -71,6 +74,7 @@ class Tenure:
         emit: Callable[[events.Event], None],
         notify: Callable[[], None],
         on_overdue: Callable[[], None],
+        store: Store | None,
     ) -> None:
         self.child = child
         self.upstream = Upstream(plan.socket)
@@ -80,6 +84,10 @@ class Tenure:
         self.measured = self.watch.measured
         self.findings = Findings(plan, self.measured, emit=emit)
         self.pulse = Pulse(plan, child, self.upstream, self.watch, emit=emit, notify=notify)
+        self.warmth = (
+            Warmth(plan, self.upstream, self.measured, store=store, emit=emit) if store else None
+        )
+        """What keeps its conversations; None where nothing does."""
         self._deaf_until_s = math.inf
         self._is_overdue = False
         self._plan = plan
@@ -100,6 +108,7 @@ class Tenure:
         emit: Callable[[events.Event], None],
         notify: Callable[[], None],
         on_overdue: Callable[[], None],
+        store: Store | None = None,
     ) -> "Tenure | Exit":
         """Spawn the llama-server of ``plan``; return how that ended if none came up.
 
@@ -110,16 +119,26 @@ class Tenure:
             emit: takes what happens.
             notify: called when its owner should look.
             on_overdue: called when it turns out that it cannot be killed.
+            store: where its conversations are kept.
         """
         try:
             make_run_dir(Path(plan.socket).parent)  # a cleaner of /tmp may have been there
             orphans.clear_socket(plan.socket)
+            plan = _with_slot_dir(plan)
             child = await spawn(plan.argv, environment=plan.environment)
         except (OSError, ConfigError) as error:
             cause = _why_not_started(error, has_run=has_run)
             return Exit(cause, None, time.monotonic(), 0.0, str(error))
         emit(_spawned(plan, child))
-        return cls(plan, child, logbook=logbook, emit=emit, notify=notify, on_overdue=on_overdue)
+        return cls(
+            plan,
+            child,
+            logbook=logbook,
+            emit=emit,
+            notify=notify,
+            on_overdue=on_overdue,
+            store=store,
+        )
 
     async def run(
         self, hold: Callable[[], Awaitable[Exit]], *, go_down: Callable[[], float]
@@ -137,6 +156,8 @@ class Tenure:
                 tasks.start_soon(self.watch.run)
                 tasks.start_soon(self._sample)
                 tasks.start_soon(self.pulse.run)
+                if self.warmth is not None:
+                    tasks.start_soon(self.warmth.run)
                 end = await hold()
                 with anyio.move_on_after(_LAST_LINES_S):
                     await self.watch.is_drained.wait()
@@ -212,6 +233,12 @@ class Tenure:
         self.upstream.close_all()
         return Exit(fault.cause, code, time.monotonic(), ready_for_s, fault.detail)
 
+    async def keep(self, *, limit_s: float, is_waited_for: bool) -> None:
+        """Save what it holds of conversations, as far as that is worth a wait."""
+        if self.warmth is not None:
+            with suppress(UpstreamError):
+                await self.warmth.save(limit_s=limit_s, is_waited_for=is_waited_for)
+
     async def stop(self, *, was_ready: bool, grace_s: float) -> bool:
         """End it politely; return whether it had to be killed, ``grace_s`` later."""
         self.pulse.close()
@@ -265,6 +292,24 @@ def _why_not_started(error: OSError | ConfigError, *, has_run: bool) -> ExitCaus
     if isinstance(beneath, OSError) and beneath.errno in _BUSY:
         return ExitCause.BUSY_HOST
     return ExitCause.CANNOT_START_AGAIN if has_run else ExitCause.CANNOT_START
+
+
+def _with_slot_dir(plan: Plan) -> Plan:
+    """Return a plan whose folder for slots is there; one without where it cannot be made."""
+    if plan.slot_dir is None:
+        return plan
+    folder = Path(plan.slot_dir)
+    if plan.model.warm_swap == "auto" and is_on_network(folder):
+        why = "its folder lies on another machine; warm_swap = true keeps them there"
+    else:
+        try:
+            make_slot_dir(folder)
+        except OSError as error:
+            why = str(error)
+        else:
+            return plan
+    logger.warning("%s: no conversation is kept: %s", plan.name, why)
+    return replace(plan, kv_dir=None)
 
 
 def _spawned(plan: Plan, child: Child) -> events.Spawned:

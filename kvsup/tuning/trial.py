@@ -225,7 +225,7 @@ def _remove(folder: Path) -> None:
 def _moved(plan: Plan, configured: ModelConfig, folder: Path) -> Plan:
     """Return the plan of ``configured`` with its socket and its configuration in ``folder``."""
     environment = {**plan.environment, "XDG_CONFIG_HOME": f"{folder}/{EMPTY_CONFIG_DIR}"}
-    moved = replace(plan, run_dir=str(folder), environment=environment)
+    moved = replace(plan, run_dir=str(folder), kv_dir=None, environment=environment)
     return moved.configured_as(configured)
 
 

@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,8 +18,12 @@ from kvsup.plan import Plan
 from kvsup.runtime.configdir import Configuration, read_configuration
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.instance import Instance
-from kvsup.runtime.paths import made
+from kvsup.runtime.kvfiles import KVFiles
+from kvsup.runtime.making import make_instance
+from kvsup.runtime.paths import kv_dir, made
 from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.warming import Store
+from kvsup.runtime.weightsums import WeightSums
 from tests.standin.script import STANDIN
 
 SCENARIO_S = 30.0
@@ -36,14 +41,14 @@ class Folder:
     llama_server: Path
     model: Path
     host: str = "memory = '64GiB'\n"
+    num_ctx: int = 256
 
     def write(self, **models: str) -> None:
         """Write the file of each model; the weights and small sizes are added."""
         (self.path / "configs").mkdir(exist_ok=True)
         for name, text in models.items():
-            (self.path / "configs" / f"{name}.toml").write_text(
-                f'model = "{self.model}"\nthreads = 1\nnum_ctx = 256\n{textwrap.dedent(text)}'
-            )
+            head = f'model = "{self.model}"\nthreads = 1\nnum_ctx = {self.num_ctx}\n'
+            (self.path / "configs" / f"{name}.toml").write_text(head + textwrap.dedent(text))
 
     def remove(self, name: str) -> None:
         """Remove the file of a model."""
@@ -81,10 +86,13 @@ class Running:
 async def running(configuration: Configuration) -> AsyncIterator[Running]:
     """Run a fleet; at the end nothing that it started may be left, and no lease."""
     told: list[events.Event] = []
+    store = Remembered(configuration.state_dir)
+    files = KVFiles(kv_dir(configuration.state_dir), max_bytes=1 << 40, emit=told.append)
+    kv = Store(files, WeightSums(store))
     fleet = Fleet(
         configuration.plans,
         configuration.host,
-        store=Remembered(configuration.state_dir),
+        make=partial(make_instance, store=store, kv=kv),
         emit=told.append,
     )
     with anyio.fail_after(SCENARIO_S), made(configuration.run_dir):

@@ -20,8 +20,9 @@ from kvsup.llama.logscan import (
     VPadded,
 )
 from kvsup.measures import SizesMeasured, TypeSize
+from kvsup.modelfile import ModelFile
 from kvsup.modelshape import shape_of
-from kvsup.plan import ModelFile, Plan, make_plan
+from kvsup.plan import Plan, make_plan
 from kvsup.runtime.learning import fa_quants, learn, learnt_types, remembered_sizes, type_sizes
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.remembered import Remembered

@@ -16,8 +16,9 @@ from kvsup.gguf import Metadata, Value
 from kvsup.kvtypes import STOCK_TYPES
 from kvsup.lifecycle import Lifecycle, State
 from kvsup.llama.binary import Binary
+from kvsup.modelfile import ModelFile
 from kvsup.modelshape import shape_of
-from kvsup.plan import ModelFile, Plan, make_plan
+from kvsup.plan import Plan, make_plan
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.roster import Roster
 
@@ -393,7 +394,6 @@ def test_plan_of_a_derived_instance_keeps_the_environment_and_the_folder() -> No
     """It differs in its settings alone."""
     plan = replace(plan_of(), environment={"A": "b"})
     now = Served([plan])
-
     larger = now.choose(Asked(num_ctx=2048)).plan
 
     assert (larger.environment, larger.run_dir) == (plan.environment, plan.run_dir)

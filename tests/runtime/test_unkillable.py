@@ -5,6 +5,7 @@ No such process can be made on demand: here SIGKILL is not sent to one that is s
 
 import os
 import signal
+from functools import partial
 
 import anyio
 import pytest
@@ -13,6 +14,7 @@ from kvsup import events
 from kvsup.errors import InstanceError, UpstreamError
 from kvsup.runtime import orphans, process, tenure
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.making import make_instance
 from kvsup.runtime.paths import made
 from kvsup.runtime.process import Child
 from kvsup.runtime.remembered import Remembered
@@ -74,7 +76,7 @@ def test_one_that_cannot_be_killed_does_not_hold_up_the_shutdown(folder: Folder)
     fleet = Fleet(
         configuration.plans,
         configuration.host,
-        store=Remembered(configuration.state_dir),
+        make=partial(make_instance, store=Remembered(configuration.state_dir)),
         emit=lambda _: None,
     )
 

@@ -25,7 +25,8 @@ from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.images import Images
-from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.kvfiles import KVFiles
+from kvsup.runtime.making import make_instance
 from tests import contract
 from tests.doclinks import Link, links_in, table_rows
 
@@ -133,9 +134,15 @@ def _app_routes() -> list[Route]:
     async def reload() -> None:
         """Change nothing."""
 
-    store = Store(folder=nowhere, trash=nowhere, reload=reload, refusal=lambda: None)
+    store = Store(
+        folder=nowhere,
+        trash=nowhere,
+        reload=reload,
+        refusal=lambda: None,
+        kept=KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
+    )
     routes = _routes(
-        Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None),
+        Fleet([], host, make=make_instance, emit=lambda _event: None),
         store,
         Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None),
         room=BodyRoom(max_body_bytes=1024, max_bodies_bytes=4096, patience_s=60.0, folder=nowhere),

@@ -155,8 +155,12 @@ def test_commands_each_have_a_row() -> None:
     """Each command of the program is in the table of operations, and no other is."""
     rows = re.findall(r"^\| `kvsup (\w+)", _operations(), re.MULTILINE)
     commands = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
+    groups = [
+        str(group.typer_instance and group.typer_instance.info.name)
+        for group in app.registered_groups
+    ]
 
-    assert sorted(rows) == sorted(commands)
+    assert sorted(rows) == sorted(commands + groups)
 
 
 def test_table_of_types_equals_block_sizes() -> None:

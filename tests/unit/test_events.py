@@ -3,7 +3,8 @@
 import pytest
 
 from kvsup import events
-from kvsup.events import Event, describe
+from kvsup.eventlines import describe
+from kvsup.events import Event
 
 
 @pytest.mark.parametrize(

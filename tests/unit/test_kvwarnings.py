@@ -30,8 +30,9 @@ from kvsup.llama.logscan import (
     Timing,
 )
 from kvsup.measures import Speed, SpeedProbe
+from kvsup.modelfile import ModelFile
 from kvsup.modelshape import shape_of
-from kvsup.plan import ModelFile, Plan, make_plan
+from kvsup.plan import Plan, make_plan
 from kvsup.runtime.kvwarnings import Findings, attention_path, kv_warnings, size_gap
 from kvsup.runtime.measured import Measured
 

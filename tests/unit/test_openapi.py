@@ -18,7 +18,8 @@ from kvsup.ollama.options import OPTIONS
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
-from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.kvfiles import KVFiles
+from kvsup.runtime.making import make_instance
 
 DOCUMENT: dict[str, Any] = document("1.2.3")
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -32,8 +33,14 @@ async def _reload() -> None:
 def _routes() -> list[Route]:
     """Return the routes of a kvsup without models, from below the layers around them."""
     host, nowhere = HostConfig(), Path("nowhere")
-    fleet = Fleet([], host, store=Remembered(Path("none")), emit=lambda _event: None)
-    store = Store(folder=nowhere, trash=nowhere, reload=_reload, refusal=lambda: None)
+    fleet = Fleet([], host, make=make_instance, emit=lambda _event: None)
+    store = Store(
+        folder=nowhere,
+        trash=nowhere,
+        reload=_reload,
+        refusal=lambda: None,
+        kept=KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
+    )
     chronicle = Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None)
     app: Any = create_app(
         fleet, host, store=store, chronicle=chronicle, keys=lambda: None, state_dir=nowhere

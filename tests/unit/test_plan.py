@@ -10,8 +10,9 @@ from kvsup.gguf import Metadata, Value
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.argv import NOT_ARGUMENTS, build_argv
 from kvsup.llama.binary import Binary
+from kvsup.modelfile import ModelFile
 from kvsup.modelshape import shape_of
-from kvsup.plan import ALLOWANCE_BYTES, ModelFile, Plan, make_plan, why_replaced
+from kvsup.plan import ALLOWANCE_BYTES, Plan, make_plan, why_replaced
 
 RUN_DIR = "/run/kvsup/0123456789ab"
 BINARY = Binary("/bin/llama-server", "0.6.0", 11434, ("f16",), frozenset(), ())
@@ -94,6 +95,8 @@ OTHER: dict[str, object] = {
     "on_bigger_request": "clamp",
     "kv_goal": "small",
     "kv_slow": "refuse",
+    "warm_swap": False,
+    "checkpoint_after_tokens": 1,
     "kv_is_auto": True,
     "aliases": ("b",),
     "keep_alive_s": 1.0,

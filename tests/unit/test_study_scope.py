@@ -9,8 +9,9 @@ from kvsup.errors import ConfigError
 from kvsup.gguf import Metadata, Value
 from kvsup.kvtypes import F16, STOCK_TYPES, KVPair, parse_kv_pair
 from kvsup.llama.binary import Binary
+from kvsup.modelfile import ModelFile
 from kvsup.modelshape import shape_of
-from kvsup.plan import ModelFile, Plan, make_plan
+from kvsup.plan import Plan, make_plan
 from kvsup.tuning.scope import Wishes, cache_bytes, check_room, considered
 from kvsup.tuning.study import rank_agreement
 
