@@ -151,8 +151,8 @@ class PassthroughHandlers:
                     passed = _Passed(response, mended)
                     await copy(exchange, response, passed, status=response.status)
 
-            if slots:
-                await pass_on(instance, path=path, body=body, send=send)
+            if is_post:
+                await pass_on(instance, target=target, body=body, send=send)
             else:
                 await send(await instance.ready())
 

@@ -114,9 +114,11 @@ async def relay(
 
 
 async def pass_on(
-    instance: Instance, *, path: str, body: bytes, send: Callable[[Upstream], Awaitable[None]]
+    instance: Instance, *, target: str, body: bytes, send: Callable[[Upstream], Awaitable[None]]
 ) -> None:
     """Let ``send`` ask as it likes; it is not run again, but known if the process dies of it.
+
+    ``target`` is a path with its query.
 
     Raises:
         Poisoned: the process dies of it.
@@ -127,7 +129,8 @@ async def pass_on(
     async def attempt(upstream: Upstream, _survival: Survival) -> None:
         await send(upstream)
 
-    await _carried(instance, path, fingerprint_of(path, body), attempt, reopen=_never)
+    path, _, _ = target.partition("?")
+    await _carried(instance, path, fingerprint_of(target, body), attempt, reopen=_never)
 
 
 async def ask(instance: Instance, *, path: str, body: bytes) -> bytes:

@@ -73,16 +73,14 @@ class Survival:
         Raises:
             Poisoned: as ``see_end``, of a process that took its time to end.
         """
-        docket = self._instance.docket
-        while True:
-            await docket.turn(self._case)
-            upstream = await self._instance.ready()
-            if docket.has_turn(self._case):  # a verdict, or a suspicion, may come meanwhile
-                return upstream
+        return await self._instance.docket.turn(self._case, self._instance.ready)
 
     @contextmanager
     def on(self, upstream: Upstream) -> Iterator[None]:
-        """Hold it for running on ``upstream``, and for a suspect if that dies under it."""
+        """Hold it for running on ``upstream``, and for a suspect if that dies under it.
+
+        Cancelled it leaves, which is for the docket to see when its case is closed.
+        """
         docket = self._instance.docket
         is_new = docket.starts(self._case, upstream)
         try:
@@ -91,7 +89,7 @@ class Survival:
             if is_new and isinstance(error, NotListening):  # it never ran there
                 docket.ends(self._case, upstream)
             raise
-        except BaseException:
+        except Exception:
             docket.ends(self._case, upstream)
             raise
         docket.ends(self._case, upstream)

@@ -3,24 +3,31 @@
 - A death that a request may have brought about counts against every request that ran on that
   process and whose answer was not whole. Each of these is a *suspect* until its answer has come
   further than it was; then it is *cleared*, and runs as any other.
-- Suspects take *turns*: one runs until it is cleared, dies or is over; then the first that came of
-  those that wait. One that does not wait, since its client is slow, holds nobody up. Nobody else
-  waits.
-- One that had two deaths since it last came further is tried *apart*: not while another runs that
-  has had a death and was cleared. Other suspects go before it meanwhile.
-- A death *alone*, with no other request on the process, convicts one that had another alone, or
-  another since it last came further; a death in *company* is the third of the latter to do so.
+- Suspects take *turns*: one runs until it is cleared, dies or is over. Whose turn it is, is decided
+  when a process is up, among those that wait for it: theirs who had the most deaths since they last
+  came further, and of these the first that came. One that does not wait, since its client is slow,
+  holds nobody up. Nobody but suspects waits.
+- One that had two such deaths is tried *apart*: not while another runs that has had a death and was
+  cleared. As it is the first to run, it waits for these only if it comes late, being slow itself;
+  other suspects go before it meanwhile.
+- *Company* is every other request on the process, and one that left before its answer was whole, if
+  the process has said nothing since: what it left behind may be what the process died of.
+- A death *alone*, without company, convicts one that had another alone, or another since it last
+  came further; a death in company is the third of the latter to do so.
 - A convicted request is told, not run again, and refused for a while. Its deaths are explained:
   they count against neither the model nor the others any more.
 
 So one that kills before its answer comes further is convicted at its third death at the latest, and
 those that ran beside it are not. One that kills each time after it came further is not found while
 it has company at each death; it ends with its answer, or with the model's ``restart.max_deaths``.
+Several that kill, each new, may have one convicted that runs beside three of them with nothing new
+between: those that are new do not wait for it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -75,7 +82,9 @@ class Docket:
         self._running: dict[Upstream, list[Case]] = {}
         self._waiting: list[Case] = []
         self._on_trial: Case | None = None
-        """The suspect whose turn it is, from then until it is cleared, dies or is closed."""
+        """The suspect whose turn it is, from its start until it is cleared, dies or is closed."""
+        self._left: WeakKeyDictionary[Upstream, int] = WeakKeyDictionary()
+        """What each process had said when the last of those left that had no whole answer."""
         self._convicted: dict[str, tuple[float, str]] = {}
         self.struck: list[Case] = []
         """Those that ran on the last process that died."""
@@ -102,35 +111,39 @@ class Docket:
         return case
 
     def close(self, case: Case) -> None:
-        """Be done with a request."""
+        """Be done with a request; where it still runs, it leaves."""
         self._cases.remove(case)
-        for upstream in list(self._running):
+        for upstream, cases in list(self._running.items()):
+            if case in cases and not case.is_whole():
+                self._left[upstream] = upstream.n_reads
             self.ends(case, upstream)
         self.clear(case)
 
-    async def turn(self, case: Case) -> None:
-        """Wait until ``case`` may run; it has its turn then until something comes of it.
+    async def turn(self, case: Case, ready: Callable[[], Awaitable[Upstream]]) -> Upstream:
+        """Return what ``ready`` does once ``case`` may run there; it is to start in the same step.
 
         Raises:
             Poisoned: it is convicted.
         """
         self._waiting.append(case)
         try:
-            while not self.has_turn(case) and self._next() is not case:
+            while True:
+                upstream = await ready()  # a verdict, or a suspicion, may come meanwhile
                 if case.verdict is not None:
                     raise case.verdict
+                if not case.is_suspect or case in (self._on_trial, self._next()):
+                    return upstream
                 await self._news.wait()
         finally:
             self._waiting.remove(case)
-        if case.is_suspect:
-            self._on_trial = case
-
-    def has_turn(self, case: Case) -> bool:
-        """Say whether ``case`` may run: it is no suspect, or the one whose turn it is."""
-        return case.verdict is None and (not case.is_suspect or self._on_trial is case)
 
     def starts(self, case: Case, upstream: Upstream) -> bool:
-        """Note that it runs on ``upstream``; return False if it was held to do so already."""
+        """Note that it runs on ``upstream``; return False if it was held to do so already.
+
+        If it is a suspect, this is its turn.
+        """
+        if case.is_suspect:
+            self._on_trial = case
         cases = self._running.setdefault(upstream, [])
         is_new = case not in cases
         if is_new:
@@ -162,17 +175,17 @@ class Docket:
         One that is answered by loading the model smaller counts against no request.
         """
         ran = [case for case in self._running.pop(upstream, []) if not case.is_whole()]
+        is_alone = len(ran) == 1 and self._left.pop(upstream, None) != upstream.n_reads
         self.struck = ran
-        if self._on_trial in ran:
-            self._on_trial = None
+        self._on_trial = None
         forgiven: list[Exit] = []
         if not is_answered and end.cause.may_be_a_requests:
             for case in ran:
                 case.deaths.append(end)
                 case.fruitless.append(end)
-                case.alone += [end] if len(ran) == 1 else []
+                case.alone += [end] if is_alone else []
             for case in ran:
-                if _is_guilty(case, is_alone=len(ran) == 1):
+                if _is_guilty(case, is_alone=is_alone):
                     self._convict(case)
                     forgiven += case.deaths
         self._wake()
@@ -187,7 +200,8 @@ class Docket:
         if self._on_trial is not None:
             return None
         waiting = (case for case in self._cases if case in self._waiting and case.is_suspect)
-        return next((case for case in waiting if self._may_be_tried(case)), None)
+        may = (case for case in waiting if self._may_be_tried(case))
+        return max(may, key=lambda case: len(case.fruitless), default=None)  # the first of equals
 
     def _may_be_tried(self, case: Case) -> bool:
         if len(case.fruitless) < _TRIED_APART:

@@ -197,17 +197,21 @@ def plain(body: str) -> Steps:
     return [["raw", f"{head}Content-Length: {len(body)}\r\n\r\n{body}"]]
 
 
+@pytest.mark.parametrize(
+    ("target", "route"),
+    [("/completion", "/completion"), ("/slots/0?action=restore", "/slots/0")],
+)
 def test_request_passed_as_it_is_that_kills_is_told_and_counts_as_company(
-    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path
+    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path, target: str, route: str
 ) -> None:
     """It is known as any other that runs, so that nobody beside it is taken for what killed."""
     line = write_script(tmp_path / "s.json", answers=[[["head"], ["die", "SIGSEGV"]], WHOLE])
     kvsup = start_kvsup({"m": scripted(smollm2, line, QUICK)})
 
-    answer = kvsup.client.post("/upstream/m/completion", json={"prompt": "Hi"})
+    answer = kvsup.client.post(f"/upstream/m{target}", json={"prompt": "Hi"})
 
     assert "llama-server ended" in answer.text
     assert "SIGSEGV" in answer.text
     eventually(lambda: list((kvsup.state / "evidence").rglob("*.json")))
     (evidence,) = (kvsup.state / "evidence").rglob("*.json")
-    assert [r["route"] for r in json.loads(evidence.read_text())["requests"]] == ["/completion"]
+    assert [r["route"] for r in json.loads(evidence.read_text())["requests"]] == [route]

@@ -8,7 +8,7 @@ import pytest
 
 from kvsup.errors import Poisoned
 from kvsup.restart import Exit, ExitCause
-from kvsup.runtime.docket import Case, Docket
+from kvsup.runtime.docket import MAX_COMPANY_DEATHS, Case, Docket
 from kvsup.runtime.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +25,34 @@ def die(docket: Docket, *cases: Case, cause: ExitCause = ExitCause.CRASHED, at_s
     for case in cases:
         docket.starts(case, upstream)
     return len(docket.died(upstream, crash(at_s, cause)))
+
+
+async def run(docket: Docket, case: Case, upstream: Upstream | None = None) -> None:
+    """Wait for the turn of ``case`` and let it run on a process that is up."""
+    process = upstream or Upstream("/nowhere")
+
+    async def ready() -> Upstream:
+        return process
+
+    docket.starts(case, await docket.turn(case, ready))
+
+
+async def go_on(
+    docket: Docket,
+    case: Case,
+    upstream: Upstream,
+    is_up: anyio.Event,
+    comes_further: bool,  # noqa: FBT001 - a task is started with it
+) -> None:
+    """Let ``case`` wait for a process that is not up yet, and run on it."""
+
+    async def ready() -> Upstream:
+        await is_up.wait()
+        return upstream
+
+    docket.starts(case, await docket.turn(case, ready))
+    if comes_further:
+        docket.clear(case)
 
 
 async def test_a_request_of_which_the_process_died_twice_alone_is_convicted() -> None:
@@ -52,11 +80,11 @@ async def test_neighbours_of_a_poison_are_not_convicted() -> None:
     poison, *innocent = (docket.open(name) for name in ("poison", "a", "b"))
     die(docket, poison, *innocent, at_s=1)
 
-    await docket.turn(poison)
+    await run(docket, poison)
     assert die(docket, poison, at_s=2) == 2
     docket.close(poison)
     for case in innocent:
-        await docket.turn(case)
+        await run(docket, case)
         docket.clear(case)
 
     assert poison.verdict
@@ -70,13 +98,13 @@ async def test_a_suspect_waits_for_those_that_came_before_it() -> None:
     die(docket, second, first, at_s=1)
     order = []
 
-    async def run(case: Case, name: str) -> None:
-        await docket.turn(case)
+    async def note(case: Case, name: str) -> None:
+        await run(docket, case)
         order.append(name)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run, first, "a")
-        tasks.start_soon(run, second, "b")
+        tasks.start_soon(note, first, "a")
+        tasks.start_soon(note, second, "b")
         await anyio.wait_all_tasks_blocked()
         assert order == ["a"]
         docket.clear(first)
@@ -94,7 +122,7 @@ async def test_nobody_is_blamed_for_what_came_from_outside() -> None:
             die(docket, case, cause=cause, at_s=at_s)
 
     assert case.deaths == []
-    await docket.turn(case)
+    await run(docket, case)
 
 
 async def test_company_at_every_death_convicts_at_the_third() -> None:
@@ -149,13 +177,13 @@ async def test_a_suspect_that_does_not_want_to_run_holds_nobody_up() -> None:
     die(docket, slow, other, at_s=1)
 
     with anyio.fail_after(5):
-        await docket.turn(other)
+        await run(docket, other)
     with anyio.move_on_after(0.05) as waited:
-        await docket.turn(slow)
+        await run(docket, slow)
     assert waited.cancelled_caught
     docket.clear(other)
     with anyio.fail_after(5):
-        await docket.turn(slow)
+        await run(docket, slow)
 
 
 async def test_an_answer_that_comes_further_between_deaths_convicts_nobody_by_company() -> None:
@@ -197,19 +225,20 @@ async def test_a_poison_among_others_is_convicted_soon_and_nobody_else(
     names.insert(0 if place == "first" else n_innocent, "poison")
     cases = {name: docket.open(name) for name in names}
     poison = cases["poison"]
-    n_deaths, running = 0, list(cases.values())
+    n_deaths = 0
     while poison.verdict is None:
+        upstream, is_up = Upstream("/nowhere"), anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            for case in cases.values():
+                tasks.start_soon(go_on, docket, case, upstream, is_up, case is not poison)
+            await anyio.wait_all_tasks_blocked()
+            is_up.set()
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        assert "poison" in docket.running(upstream)
         n_deaths += 1
-        assert n_deaths <= 4
-        die(docket, *running, at_s=n_deaths)
-        running = []
-        while poison not in running and poison.verdict is None:
-            for case in [c for c in cases.values() if c not in running]:
-                with anyio.move_on_after(0.01):
-                    await docket.turn(case)
-                    running.append(case)
-                    if case is not poison:
-                        docket.clear(case)
+        docket.died(upstream, crash(n_deaths))
+        assert n_deaths <= MAX_COMPANY_DEATHS
 
     assert not any(case.verdict for case in cases.values() if case is not poison)
 
@@ -226,31 +255,107 @@ async def test_a_whole_answer_is_struck_by_no_death() -> None:
     assert docket.struck == [poison]
 
 
-async def test_a_long_stream_that_comes_further_is_not_convicted_with_the_poison_beside_it() -> (
-    None
-):
-    """The second time the poison waits for it to end, so that a third death has one suspect."""
-    docket = Docket("m")
+async def test_the_one_with_most_deaths_in_a_row_runs_first() -> None:
+    """So it is alone, and the long stream that came before it neither convicted nor waited for."""
+    docket, upstream = Docket("m"), Upstream("/nowhere")
     long, poison = docket.open("long"), docket.open("poison")
     for at_s in (1, 2):
-        await docket.turn(long)
+        await run(docket, long, upstream)
         docket.clear(long)
-        await docket.turn(poison)
-        die(docket, long, poison, at_s=at_s)
+        await run(docket, poison, upstream)
+        docket.died(upstream, crash(at_s))
 
-    upstream = Upstream("/nowhere")
-    await docket.turn(long)
-    docket.starts(long, upstream)
-    docket.clear(long)
+    is_up = anyio.Event()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(docket.turn, poison)
+        tasks.start_soon(go_on, docket, long, upstream, is_up, True)
+        tasks.start_soon(go_on, docket, poison, upstream, is_up, False)
         await anyio.wait_all_tasks_blocked()
-        assert not docket.has_turn(poison)
-        docket.close(long)
-    die(docket, poison, at_s=3)
+        is_up.set()
+        await anyio.wait_all_tasks_blocked()
+        assert docket.running(upstream) == ["poison"]
+        docket.died(upstream, crash(3))
 
+    assert docket.running(upstream) == ["long"]
     assert poison.verdict
     assert long.verdict is None
+
+
+async def test_one_that_comes_late_to_be_tried_apart_waits_for_what_shares_its_deaths() -> None:
+    """Its client was slow when the others began; they have come further and may still kill."""
+    docket, upstream = Docket("m"), Upstream("/nowhere")
+    long, late = docket.open("long"), docket.open("late")
+    for at_s in (1, 2):
+        docket.clear(long)
+        die(docket, long, late, at_s=at_s)
+    await run(docket, long, upstream)
+    docket.clear(long)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run, docket, late, upstream)
+        await anyio.wait_all_tasks_blocked()
+        assert docket.running(upstream) == ["long"]
+        docket.close(long)
+
+    assert docket.running(upstream) == ["late"]
+
+
+async def test_one_that_left_is_company_until_the_process_says_more() -> None:
+    """Of a request that hangs the loop the client leaves first, and who stays is not to blame."""
+    docket = Docket("m")
+    patient = docket.open("patient")
+    for at_s in (1, 2):
+        upstream = Upstream("/nowhere")
+        leaver = docket.open("leaver")
+        docket.starts(patient, upstream)
+        docket.starts(leaver, upstream)
+        docket.close(leaver)
+        docket.died(upstream, crash(at_s, ExitCause.HUNG))
+    assert patient.alone == []
+    assert patient.verdict is None
+
+    upstream = Upstream("/nowhere")
+    leaver = docket.open("leaver")
+    docket.clear(patient)
+    docket.starts(patient, upstream)
+    docket.starts(leaver, upstream)
+    docket.close(leaver)
+    upstream.n_reads += 1
+    docket.died(upstream, crash(3))
+    assert len(patient.alone) == 1
+
+
+async def test_one_whose_answer_was_whole_is_no_company_when_it_goes() -> None:
+    """It ended, or its client took the last of it."""
+    docket, upstream = Docket("m"), Upstream("/nowhere")
+    case, ended = docket.open("a"), docket.open("b")
+    whole = docket.open("c", is_whole=lambda: True)
+    for each in (case, ended, whole):
+        docket.starts(each, upstream)
+    docket.ends(ended, upstream)
+    docket.close(ended)
+    docket.close(whole)
+    docket.died(upstream, crash())
+
+    assert len(case.alone) == 1
+
+
+async def test_a_death_ends_the_turn_of_one_that_it_did_not_strike() -> None:
+    """It found nobody at the socket; what explains its deaths lets the others run, too."""
+    docket, upstream = Docket("m"), Upstream("/nowhere")
+    poison, tried, other = (docket.open(name) for name in ("poison", "tried", "other"))
+    die(docket, poison, at_s=0)
+    die(docket, tried, poison, at_s=1)
+    docket.clear(poison)
+    die(docket, other, at_s=2)
+    await run(docket, tried, upstream)
+    docket.ends(tried, upstream)
+    docket.starts(poison, upstream)
+    docket.died(upstream, crash(3))
+
+    assert poison.verdict
+    assert not tried.is_suspect
+    with anyio.fail_after(5):
+        await run(docket, other)
 
 
 async def test_a_conviction_explains_its_deaths() -> None:
@@ -273,9 +378,8 @@ async def test_one_convicted_while_it_waits_is_told() -> None:
     die(docket, case, at_s=1)
     die(docket, case, at_s=2)
 
-    assert not docket.has_turn(case)
     with pytest.raises(Poisoned):
-        await docket.turn(case)
+        await run(docket, case)
 
 
 async def test_a_death_in_company_is_forgotten_by_who_came_further() -> None:

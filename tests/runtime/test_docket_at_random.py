@@ -26,8 +26,10 @@ class Client:
     """A request and what it does: it runs, waits for its turn, or reads slowly."""
 
     case: Case
-    waits: "asyncio.Task[None] | None" = None
+    waits: "asyncio.Task[Upstream] | None" = None
     is_slow: bool = False
+    comes_late: bool = False
+    """It read slowly when the others went on to the process that is up."""
     runs: bool = False
 
 
@@ -39,6 +41,7 @@ class World:
         self.poison_comes_further = poison_comes_further
         self.clients: list[Client] = []
         self.upstream = Upstream("/nowhere")
+        self.is_up = asyncio.Event()
         self.n_deaths = 0
         for _ in range(n_before + 1):
             self.come()
@@ -48,20 +51,33 @@ class World:
         """Let one more client come."""
         self.clients.append(Client(self.docket.open(f"{id(self)}-{len(self.clients)}")))
 
+    async def ready(self) -> Upstream:
+        """Return the process once it is up."""
+        await self.is_up.wait()
+        return self.upstream
+
+    async def run(self, client: Client) -> Upstream:
+        """Let a client run once it may."""
+        upstream = await self.docket.turn(client.case, self.ready)
+        self.docket.starts(client.case, upstream)
+        client.runs, client.comes_late = True, False
+        return upstream
+
     async def settle(self) -> None:
-        """Let all but the slow ask for their turn, and run once they have it."""
+        """Let all but the slow ask for their turn, then the process come up and them run."""
         for client in self.clients:
             is_idle = not client.runs and client.waits is None
-            if is_idle and not client.is_slow and not client.case.verdict:
-                client.waits = asyncio.create_task(self.docket.turn(client.case))
-        for _ in range(6):
-            await asyncio.sleep(0)
+            if is_idle and client.is_slow:
+                client.comes_late = True
+            elif is_idle and not client.case.verdict:
+                client.waits = asyncio.create_task(self.run(client))
+        await pause()
+        self.is_up.set()
+        await pause()
         for client in self.clients:
             if client.waits is not None and client.waits.done():
-                client.waits.result()
-                client.waits, client.runs = None, True
-                assert self.docket.has_turn(client.case)
-                self.docket.starts(client.case, self.upstream)
+                assert client.waits.result() is self.upstream
+                client.waits = None
 
     def further(self, client: Client) -> None:
         """Let its answer come further, if it runs and can."""
@@ -87,8 +103,9 @@ class World:
         self.n_deaths += 1
         self.docket.died(self.upstream, Exit(ExitCause.CRASHED, -11, float(self.n_deaths), 1.0))
         self.upstream = Upstream("/nowhere")
+        self.is_up.clear()
         for client in self.clients:
-            client.runs = False
+            client.runs = client.comes_late = False
 
     async def move(self, move: str, number: int) -> None:
         """Make one move, of the client that ``number`` picks."""
@@ -114,6 +131,7 @@ class World:
         waiting = [c for c in self.clients if c.waits is not None]
         assert all(c.case.is_suspect for c in waiting)
         if waiting and not on_trial:
+            assert all(c.comes_late for c in waiting)
             assert all(len(c.case.fruitless) == MAX_COMPANY_DEATHS - 1 for c in waiting)
             assert any(c.runs and c.case.deaths for c in self.clients)
 
@@ -136,6 +154,12 @@ class World:
             await self.move("kill", 0)
 
 
+async def pause() -> None:
+    """Let every task go on as far as it can."""
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
 def played(doing: Coroutine[Any, Any, None]) -> None:
     """Run it; one that hangs fails."""
     asyncio.run(asyncio.wait_for(doing, 30))
@@ -146,7 +170,10 @@ def played(doing: Coroutine[Any, Any, None]) -> None:
 def test_a_poison_is_convicted_by_its_third_death_and_nobody_else(
     moves: list[tuple[str, int]], n_before: int
 ) -> None:
-    """However the others come, run, read slowly and end; and who waits, waits for one that runs."""
+    """However the others come, run, read slowly and end; who waits, waits for one whose turn it is.
+
+    Or it came late itself.
+    """
 
     async def check() -> None:
         world = World(Docket("m"), n_before=n_before, poison_comes_further=False)
@@ -202,7 +229,7 @@ def test_who_is_convicted_while_its_turn_comes_is_told() -> None:
         world = World(Docket("m"), n_before=0, poison_comes_further=False)
         await world.leave_all()
         try:
-            await world.docket.turn(world.poison.case)
+            await world.docket.turn(world.poison.case, world.ready)
         except Poisoned:
             return
         raise AssertionError("it ran again")

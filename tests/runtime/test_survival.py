@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 
 from kvsup.api.survival import Survival
-from kvsup.errors import NotListening, Poisoned, UpstreamError
+from kvsup.errors import EngineError, NotListening, Poisoned, UpstreamError
 from kvsup.restart import Exit, ExitCause
 from kvsup.runtime.docket import Docket
 from kvsup.runtime.instance import Instance
@@ -67,8 +67,8 @@ async def test_a_late_suspicion_makes_it_wait_for_its_turn() -> None:
     done = []
 
     async def run(survival: Survival, name: str) -> None:
-        await survival.upstream()
-        done.append(name)
+        with survival.on(await survival.upstream()):
+            done.append(name)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run, first, "a")
@@ -95,3 +95,25 @@ async def test_a_dead_process_that_takes_no_connection_is_still_one_it_ran_on() 
     with pytest.raises(NotListening), survival.on(other := Upstream("/elsewhere")):
         raise NotListening("nobody there")
     assert instance.docket.running(other) == []
+
+
+async def test_a_client_that_leaves_while_it_runs_is_company_for_who_stays() -> None:
+    """One whose answer was an error is none: it had ended."""
+    instance, upstream = Slow(), Upstream("/nowhere")
+    patient = instance.docket.open("patient")
+    leaving, refused = instance.docket.open("leaving"), instance.docket.open("refused")
+    instance.docket.starts(patient, upstream)
+
+    with pytest.raises(EngineError), Survival(cast(Instance, instance), refused).on(upstream):
+        raise EngineError("no such thing", status=400)
+    assert instance.docket.running(upstream) == ["patient"]
+
+    with anyio.CancelScope() as scope, Survival(cast(Instance, instance), leaving).on(upstream):
+        scope.cancel()
+        await anyio.lowlevel.checkpoint()
+    instance.docket.close(refused)
+    instance.docket.close(leaving)
+    instance.docket.died(upstream, Exit(ExitCause.HUNG, -9, time.monotonic(), 1.0))
+
+    assert len(patient.deaths) == 1
+    assert patient.alone == []
