@@ -15,6 +15,9 @@ T = TypeVar("T")
 CALL_S = 60.0
 """Longest wait for one answer of llama-server about slots; it answers between two batches."""
 
+_MIN_BODY_BYTES = 2 * MIN_TOKENS
+"""A shorter one holds no prompt that is worth a look: few tokens have less than two bytes."""
+
 _MAX_BODY_BYTES = 4 << 20
 """A larger one holds media, whose tokens are not known here, or more than is worth a look."""
 
@@ -76,7 +79,7 @@ class Slots:
 
         Nor where it says itself what is done about slots.
         """
-        if len(body) > _MAX_BODY_BYTES or _OWN_WAY.search(body):
+        if not _MIN_BODY_BYTES <= len(body) <= _MAX_BODY_BYTES or _OWN_WAY.search(body):
             return None
         if path == _TEMPLATED:
             rendered = await self._fetch("POST", "/apply-template", body, _Prompt)
