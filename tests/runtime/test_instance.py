@@ -2,9 +2,11 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from kvsup.errors import InstanceError, InstanceFailed, UpstreamError
@@ -227,7 +229,8 @@ async def test_binary_that_is_gone_is_given_up_at_once(folder: Folder) -> None:
     """A spawn that fails is told as the operator's to mend."""
     script = scripted(folder, LOAD)
     plan = folder.plan("a")
-    object.__setattr__(plan, "argv", ("/nonexistent/llama-server", *plan.argv[1:]))
+    gone = msgspec.structs.replace(plan.binary, path="/nonexistent/llama-server")
+    plan = replace(plan, binary=gone)
 
     async with owned(plan) as instance:
         with pytest.raises(InstanceFailed, match=r"no such program.*/nonexistent/llama-server"):
