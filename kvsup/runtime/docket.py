@@ -29,10 +29,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-import anyio
-
 from kvsup.errors import Poisoned
 from kvsup.restart import Exit
+from kvsup.runtime.news import News
 from kvsup.runtime.upstream import Upstream
 
 MAX_COMPANY_DEATHS = 3
@@ -88,7 +87,7 @@ class Docket:
         self._convicted: dict[str, tuple[float, str]] = {}
         self.struck: list[Case] = []
         """Those that ran on the last process that died."""
-        self._news = anyio.Event()
+        self._news = News()
 
     def open(
         self,
@@ -156,14 +155,14 @@ class Docket:
             cases.remove(case)
             if not cases:
                 del self._running[upstream]
-            self._wake()
+            self._news.tell()
 
     def clear(self, case: Case) -> None:
         """End the suspicion: it has come further than it was when its process died."""
         case.fruitless.clear()
         if self._on_trial is case:
             self._on_trial = None
-        self._wake()
+        self._news.tell()
 
     def forget(self) -> None:
         """Let convicted requests be tried again."""
@@ -188,7 +187,7 @@ class Docket:
                 if _is_guilty(case, is_alone=is_alone):
                     self._convict(case)
                     forgiven += case.deaths
-        self._wake()
+        self._news.tell()
         return forgiven
 
     def running(self, upstream: Upstream) -> list[str]:
@@ -224,10 +223,6 @@ class Docket:
                 other.deaths = [death for death in other.deaths if death not in case.deaths]
                 other.fruitless = [death for death in other.fruitless if death not in case.deaths]
                 other.alone = [death for death in other.alone if death not in case.deaths]
-
-    def _wake(self) -> None:
-        news, self._news = self._news, anyio.Event()
-        news.set()
 
 
 def _is_guilty(case: Case, *, is_alone: bool) -> bool:

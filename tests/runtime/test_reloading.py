@@ -44,6 +44,15 @@ async def watching(
             reloader.stop()
 
 
+def asks_for_keys(folder: Folder) -> Path:
+    """Have the configuration name a file of API keys, and return that."""
+    keys = folder.path / "keys.toml"
+    keys.write_text('[ada]\nkey = "0123456789abcdef0123456789abcdef"\n')
+    keys.chmod(0o600)
+    folder.host += f'api_keys = "{keys}"\n'
+    return keys
+
+
 async def test_edit_between_the_reading_and_the_watch_is_taken_up(folder: Folder) -> None:
     """A folder is read some time before it can be watched."""
     folder.write(a="")
@@ -121,10 +130,7 @@ async def test_configuration_that_must_not_come_into_force_does_not(folder: Fold
 
 async def test_key_file_that_is_opened_to_others_is_refused(folder: Folder) -> None:
     """A change of mode is a change, though nothing was written."""
-    keys = folder.path / "keys.toml"
-    keys.write_text('[ada]\nkey = "0123456789abcdef0123456789abcdef"\n')
-    keys.chmod(0o600)
-    folder.host += f'api_keys = "{keys}"\n'
+    keys = asks_for_keys(folder)
     folder.write(a="")
 
     async with watching(folder.read()) as (_, reloader):
@@ -214,10 +220,7 @@ async def test_keys_are_not_given_up_since_their_file_has_gone(
     folder: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A deployment that deletes and then copies opens nothing; who removes the key means it."""
-    keys = folder.path / "keys.toml"
-    keys.write_text('[me]\nkey = "a-key-of-enough-length"\n')
-    keys.chmod(0o600)
-    folder.host += f'api_keys = "{keys}"\n'
+    asks_for_keys(folder)
     folder.write(a="")
 
     async with watching(folder.read()) as (_, reloader):
@@ -310,10 +313,7 @@ async def test_keys_stay_when_their_file_was_away_while_it_was_read(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However soon it is back: what counts is what the reading saw."""
-    keys = folder.path / "keys.toml"
-    keys.write_text('[me]\nkey = "a-key-of-enough-length"\n')
-    keys.chmod(0o600)
-    folder.host += f'api_keys = "{keys}"\n'
+    asks_for_keys(folder)
     folder.write(a="")
     configuration = folder.read()
     host_file = configuration.folder / "kvsup.toml"
