@@ -69,9 +69,7 @@ def ability(shape: ModelShape, *, swa_full: bool, has_draft: bool, is_pooled: bo
 class Saved:
     """One saved slot."""
 
-    model: str
     name: str
-    n_tokens: int
     size_bytes: int
     used_s: float
     """When it was last written or taken up: seconds since the epoch."""

@@ -288,7 +288,7 @@ class _Passage:
         warmth.after(warmed, self._seam.transcript.cached_tokens if is_told else None)
         return end
 
-    def _has_read_a_dear_prompt(self, data: bytes, took_s: float) -> bool:
+    def _has_read_a_dear_prompt(self, data: bytes, *, began_s: float) -> bool:
         """Say whether the first token is here, of a prompt that must not be read again."""
         if self._is_prompt_dear is None or self._how is not None or self._seam.has_delivered:
             return False
@@ -296,7 +296,10 @@ class _Passage:
         first.add(data)
         if not first.has_delivered:
             return False
-        is_dear, self._is_prompt_dear = self._is_prompt_dear(took_s=took_s), None
+        is_dear, self._is_prompt_dear = (
+            self._is_prompt_dear(took_s=time.monotonic() - began_s),
+            None,
+        )
         return is_dear
 
     async def _run(self, upstream: Upstream, survival: Survival) -> tuple[Answer, bytes]:
@@ -321,7 +324,7 @@ class _Passage:
         began_s = time.monotonic()
         try:
             while data := await response.read():
-                if self._has_read_a_dear_prompt(data, time.monotonic() - began_s):
+                if self._has_read_a_dear_prompt(data, began_s=began_s):
                     raise _PromptRead
                 if not (data := seam.feed(data)):
                     continue

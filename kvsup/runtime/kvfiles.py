@@ -64,9 +64,7 @@ class Entry:
     def saved(self) -> Saved:
         """Return it as the policy sees it."""
         one = self.sidecar
-        return Saved(
-            one.model, str(self.path), one.n_tokens, one.size_bytes, one.used_s, one.reread_s
-        )
+        return Saved(str(self.path), one.size_bytes, one.used_s, one.reread_s)
 
 
 class KVFiles:

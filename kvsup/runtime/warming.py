@@ -147,13 +147,14 @@ class Warmth:
         n_held = max((n_reused(prompt, held, self.reuse) for held in self._held), default=0)
         place = best(prompt, [entry.tokens for entry in entries], self.reuse)
         entry = None if place is None else entries[place]
-        if entry is None or n_reused(prompt, entry.tokens, self.reuse) < n_held + MIN_TOKENS:
+        n_kept = 0 if entry is None else n_reused(prompt, entry.tokens, self.reuse)
+        if entry is None or n_kept < n_held + MIN_TOKENS:
             return Warmed(prompt, None, n_held)
         slots = await self._slots.all()
         if not await self._restore(entry, [slot for slot in slots if not slot.is_processing]):
             return Warmed(prompt, None, n_held)
         is_alone = not any(slot.is_processing for slot in slots)
-        return Warmed(prompt, entry, n_reused(prompt, entry.tokens, self.reuse), is_alone)
+        return Warmed(prompt, entry, n_kept, is_alone)
 
     def after(self, warmed: Warmed, n_cached: int | None) -> None:
         """Take note that a request ran, and what of its prompt was in its slot, if that is known.
@@ -161,9 +162,8 @@ class Warmth:
         A saved slot that llama-server restored but did not use is of no use to anyone, and this
         process is asked for none any more: its model cannot.
         """
-        entry = warmed.entry
-        is_judged = entry is not None and warmed.is_alone and n_cached is not None
-        if entry is not None and is_judged and (n_cached or 0) < warmed.n_expected // 2:
+        entry = warmed.entry if warmed.is_alone else None
+        if entry is not None and n_cached is not None and n_cached < warmed.n_expected // 2:
             self._files.drop(entry, f"{n_cached} of {warmed.n_expected} tokens were taken up")
             self._identity = None
         self._hold(warmed.prompt)
@@ -218,7 +218,8 @@ class Warmth:
 
     async def _save(self, slot: Slot, *, is_waited_for: bool) -> None:
         """Save a slot; where somebody waits, not so that it outlives a crash of the machine."""
-        assert self._identity is not None  # noqa: S101 - its callers have looked
+        if self._identity is None:  # a request that ran beside has shown that it is of no use
+            return
         files, part = self._files, self._files.new_part()
         started_s = time.monotonic()
         try:

@@ -109,8 +109,8 @@ def test_best_is_what_saves_most_and_of_equals_the_shorter() -> None:
 
 
 def saved(name: str, *, size_bytes: int, used_s: float, again_s: float = 1.0) -> Saved:
-    """Return a file of 1000 tokens."""
-    return Saved("m", name, 1000, size_bytes, used_s, again_s)
+    """Return a file."""
+    return Saved(name, size_bytes, used_s, again_s)
 
 
 def test_to_drop_takes_the_least_lately_used_of_one_model_first() -> None:
