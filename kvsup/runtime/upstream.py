@@ -159,6 +159,8 @@ class Upstream:
         self.n_reads = 0
         """How many pieces of good answers its loop has sent: proof that it runs."""
         self._open: set[Response] = set()
+        self._is_over = False
+        """Its process is gone or told to end: who listens on ``socket`` from now on is another."""
 
     @property
     def n_open(self) -> int:
@@ -181,9 +183,11 @@ class Upstream:
         """Send a request and yield its response once the head has come; close it on leaving.
 
         Raises:
-            NotListening: nobody takes the connection.
+            NotListening: nobody takes the connection; or it would be another process, after
+                ``close_all``.
             UpstreamError: it broke before the head, or this process has no file left.
         """
+        self._check_not_over()
         try:
             _, response = await asyncio.get_running_loop().create_unix_connection(
                 lambda: Response(self, is_of_the_loop=is_of_the_loop(target)), self.socket
@@ -194,6 +198,7 @@ class Upstream:
             raise UpstreamError(f"cannot connect to {self.socket}: {error}") from error
         self._open.add(response)
         try:
+            self._check_not_over()
             response.post(
                 _request(method, target, headers, body if isinstance(body, bytes) else await body())
             )
@@ -214,9 +219,18 @@ class Upstream:
             return response.status, await response.read_all()
 
     def close_all(self) -> None:
-        """Close every connection: an open one keeps a stopping llama-server alive (b11434)."""
+        """Close every connection, and open no more.
+
+        An open one keeps a stopping llama-server alive (b11434), and a later one would reach its
+        successor, which has the same socket and may still be loading.
+        """
+        self._is_over = True
         for response in list(self._open):
             response.abort()
+
+    def _check_not_over(self) -> None:
+        if self._is_over:
+            raise NotListening(f"the llama-server of {self.socket} has ended")
 
 
 def _request(method: str, target: str, headers: Headers, body: bytes) -> bytes:

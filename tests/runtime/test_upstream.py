@@ -277,3 +277,26 @@ async def test_process_that_ends_while_the_body_is_read_is_a_broken_connection()
             async with upstream.stream("POST", "/", body=body):
                 pass
         assert upstream.n_open == 0
+
+
+async def test_nothing_is_sent_to_the_successor_of_a_process() -> None:
+    """It has the same socket and may be loading, so its 503 would be taken for an answer."""
+    async with serving(sending(WHOLE)) as upstream:
+        upstream.close_all()
+
+        with pytest.raises(NotListening, match="has ended"):
+            await upstream.fetch("GET", "/")
+
+
+async def test_nothing_is_sent_to_a_successor_that_came_while_it_connected() -> None:
+    """The process ends between the call and the connection."""
+    async with serving(sending(WHOLE)) as upstream:
+
+        async def ask() -> None:
+            with pytest.raises(NotListening, match="has ended"):
+                await upstream.fetch("GET", "/")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await checkpoint()
+            upstream.close_all()
