@@ -3,7 +3,6 @@
 from typing import Protocol
 
 from kvsup.api.exchange import Exchange, Header
-from kvsup.errors import EngineError, UpstreamError
 from kvsup.runtime.upstream import Response
 
 
@@ -18,32 +17,6 @@ class Answer(Protocol):
 
     async def finish(self) -> bytes:
         """Return what to send at the end."""
-
-
-class Unretried:
-    """An answer that its reader cannot use: an error of llama-server, and no broken connection.
-
-    Run again it would be the same; and what was fed to a reader once is not fed to it twice.
-    """
-
-    def __init__(self, answer: Answer) -> None:
-        self.content_type = answer.content_type
-        self.headers = answer.headers
-        self._answer = answer
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what to send for ``data``; raises ``EngineError``."""
-        try:
-            return self._answer.feed(data)
-        except UpstreamError as error:
-            raise EngineError(str(error)) from error
-
-    async def finish(self) -> bytes:
-        """Return what to send at the end; raises ``EngineError``."""
-        try:
-            return await self._answer.finish()
-        except UpstreamError as error:
-            raise EngineError(str(error)) from error
 
 
 async def copy(

@@ -7,6 +7,7 @@ the queue, in the load, in the prompt and in the stream alike.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol, cast
 
 import anyio
 from starlette.requests import Request
@@ -26,13 +27,26 @@ JSON = b"application/json; charset=utf-8"
 NDJSON = b"application/x-ndjson"
 SSE = b"text/event-stream"
 
-CUT_OFF = "kvsup.cut_off"
-"""Member of a scope: a function that ends the connection, so that an answer does not look whole."""
+CONNECTION = "kvsup.connection"
+"""Member of a scope: the ``Connection`` that the request came by."""
 
 Header = tuple[bytes, bytes]
 
 SSE_HEADERS: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 """Without them a reverse proxy holds events back."""
+
+
+class Connection(Protocol):
+    """What a connection can do with an answer in chunks whose head was sent."""
+
+    def put(self, data: bytes) -> bool:
+        """Send a piece; return False if the client is to be waited for by ``drained``."""
+
+    async def drained(self) -> None:
+        """Wait while the client reads slowly."""
+
+    def cut_off(self) -> None:
+        """End it behind what was sent, so that the answer does not look whole."""
 
 
 class Exchange:
@@ -42,6 +56,8 @@ class Exchange:
         self.request = request
         self.body = b""
         self.is_started = False
+        self.connection = cast("Connection", request.scope.get(CONNECTION))
+        """Where the pieces of a stream go whose head was sent (``docs/decisions/0021``)."""
         self.beside: dict[str, int] = {}
         """What kvsup did for the request, as Ollama's last object tells it."""
         self._is_stream = False
@@ -131,7 +147,7 @@ class Exchange:
         elif self._is_stream:
             await self.end(shape.last_event(body))
         else:
-            self.request.scope[CUT_OFF]()
+            self.connection.cut_off()
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

@@ -18,7 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kvsup.api.errors import shape_for
-from kvsup.api.exchange import CUT_OFF
+from kvsup.api.exchange import CONNECTION
 from kvsup.api.heads import MAX_HEAD_BYTES, BadHead, has_bare_line_feed, read_head
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,23 @@ class Protocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self.loop.call_soon(self._read_on)
 
+    # What an exchange calls.
+
+    def put(self, data: bytes) -> bool:
+        """Send a piece of an answer in chunks; return whether the client can take more now."""
+        if not self.transport.is_closing():
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not self.flow.write_paused
+
+    async def drained(self) -> None:
+        """Wait while the client reads slowly."""
+        await self.flow.drain()
+
+    def cut_off(self) -> None:
+        """End the connection behind what was sent of an answer that has no end."""
+        self.cycle.disconnected = True
+        self.transport.close()
+
     # What httptools calls.
 
     def on_message_begin(self) -> None:
@@ -162,7 +179,7 @@ class Protocol(HttpToolsProtocol):
         if self._is_in_body:
             raise _Unjudged
         super().on_message_begin()
-        self.scope[CUT_OFF] = self._cut_off  # type: ignore[literal-required]  # ours
+        self.scope[CONNECTION] = self  # type: ignore[literal-required]  # ours
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a field of the head; trailers are nobody's."""
@@ -313,11 +330,6 @@ class Protocol(HttpToolsProtocol):
             self._patience.slow_reader_timeout_s,
         )
         self.transport.abort()
-
-    def _cut_off(self) -> None:
-        """End the connection behind what was sent of an answer that has no end."""
-        self.cycle.disconnected = True
-        self.transport.close()
 
     # Refusing.
 

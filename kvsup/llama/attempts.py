@@ -17,46 +17,36 @@ class _Pace:
     def __init__(self, n_tokens: int, now_s: float) -> None:
         self._n_first = n_tokens
         self._first_s = now_s
-        self._paused_s = 0.0
-        self._took_s = 0.0
-
-    def came(self, now_s: float) -> None:
-        self._took_s = now_s - self._first_s - self._paused_s
 
     def paused(self, took_s: float) -> None:
-        self._paused_s += took_s
+        self._first_s += took_s
 
-    def tokens_per_s(self, n_tokens: int) -> float | None:
-        n_timed = n_tokens - self._n_first
-        return n_timed / self._took_s if n_timed > 0 and self._took_s > 0 else None
+    def tokens_per_s(self, n_tokens: int, last_s: float) -> float | None:
+        n_timed, took_s = n_tokens - self._n_first, last_s - self._first_s
+        return n_timed / took_s if n_timed > 0 and took_s > 0 else None
 
 
 class Attempts:
     """Those at one answer, one after the other; pure, so the clock comes in."""
 
     def __init__(self) -> None:
+        self.came_s = 0.0
+        """When a part of the answer came last, for its reader to set: it is so at every token."""
+        self.goes_on = False
+        """Whether the present attempt has given anything new."""
         self._can_replay = True
         self._can_continue = True
         self._n_fruitless = 0
         self._tokens_per_s: float | None = None
         self._pace: _Pace | None = None
 
-    @property
-    def goes_on(self) -> bool:
-        """Say whether the present attempt has given anything new."""
-        return self._pace is not None
-
     def go_on(self, n_tokens: int, now_s: float) -> None:
         """Note that the present attempt has given something new, of now ``n_tokens`` in all."""
-        self._pace = _Pace(n_tokens, now_s)
-
-    def came(self, now_s: float) -> None:
-        """Note that a part of the answer came."""
-        if self._pace is not None:
-            self._pace.came(now_s)
+        self.goes_on, self._pace = True, _Pace(n_tokens, now_s)
 
     def paused(self, took_s: float) -> None:
         """Note that nothing was read for so long, since the client took its time."""
+        self.came_s += took_s
         if self._pace is not None:
             self._pace.paused(took_s)
 
@@ -71,12 +61,13 @@ class Attempts:
         if isinstance(error, NotResumed):
             self._can_continue &= not isinstance(how, Continue)
             self._can_replay &= not isinstance(how, Replay)
+        self.goes_on = False
         pace, self._pace = self._pace, None
         if pace is None:
             self._n_fruitless += 1
         else:
             self._n_fruitless = 0
-            self._tokens_per_s = pace.tokens_per_s(n_tokens) or self._tokens_per_s
+            self._tokens_per_s = pace.tokens_per_s(n_tokens, self.came_s) or self._tokens_per_s
 
     def facts(self, path: str, body: Mapping[str, Any], transcript: Transcript) -> Facts:
         """Return what is known of an answer that broke off; arguments as of ``resume.facts``."""

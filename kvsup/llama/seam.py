@@ -142,6 +142,6 @@ class Seam:
 
     def _read(self) -> None:
         if self._kept:
-            self._transcript.add(b"".join(self._kept))
+            self._transcript.add(*self._kept)
             self._kept.clear()
             self._n_kept = 0

@@ -12,6 +12,8 @@ from io import StringIO
 
 import msgspec
 
+from kvsup.llama.wire import Frame
+
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 NATIVE = frozenset({"/completion", "/completions", "/infill"})
@@ -99,6 +101,8 @@ class _Event(msgspec.Struct, frozen=True):
     timings: _Timings | None = None
     error: msgspec.Raw | None = None
 
+
+_REASONING = b"reasoning_content"
 
 _decode = msgspec.json.Decoder(_Event).decode
 
@@ -194,6 +198,11 @@ class Answer:
         else:  # response_fields may leave it out of the last event
             self.finish_reason = event.stop_type
 
+    def add_texts(self, key: bytes, text: str, n: int) -> None:
+        """Read ``n`` events of ``/v1`` that have nothing but a part of ``text`` at ``key``."""
+        (self.reasoning if key == _REASONING else self.content).write(text)
+        self._count(n, is_silent=False)
+
     def _count(self, n: int, *, is_silent: bool) -> None:
         self.n_tokens += n
         self.n_silent = self.n_silent + n if is_silent else 0
@@ -231,6 +240,9 @@ class Transcript:
         self.has_delivered_opaque = False
         self.preludes: dict[bytes, bytes] = {}
         """Which of them ``/v1/responses`` has sent, and the id that they gave the response."""
+        self._frame: Frame | None = None
+        """Of the last event, if it had nothing but a text at ``_framed``: an index and a key."""
+        self._framed = (0, b"")
         self._is_native = path in NATIVE
         self._n_answers = n_answers
 
@@ -248,8 +260,33 @@ class Transcript:
         """Return the choice with this index."""
         return self.answers.setdefault(index, Answer())
 
-    def add(self, block: bytes) -> None:
-        """Read complete events, each with its blank line."""
+    def add(self, *blocks: bytes) -> None:
+        """Read blocks of complete events, each event with its blank line."""
+        texts: list[bytes] = []
+        for block in blocks:
+            found = None if self._frame is None else self._frame.texts(block)
+            if found is not None:
+                texts += found
+                continue
+            self._add_texts(texts)
+            self._add_events(block)
+        self._add_texts(texts)
+
+    def _add_texts(self, texts: list[bytes]) -> None:
+        """Read events that stood in the frame; forget them."""
+        if not texts:
+            return
+        index, key = self._framed
+        try:
+            text = msgspec.json.decode(b'"%b"' % b"".join(texts), type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.is_opaque = self.has_delivered_opaque = True
+        else:
+            self.answer(index).add_texts(key, text, len(texts))
+        texts.clear()
+
+    def _add_events(self, block: bytes) -> None:
+        last: tuple[bytes, _Event] | None = None
         for event in block.split(b"\n\n"):
             if not event or event.startswith(b":"):
                 continue
@@ -257,8 +294,10 @@ class Transcript:
             self.is_complete |= event.startswith(_ENDS)
             if self.is_opaque:
                 self._add_opaque(event)
-            elif event.startswith(DATA) and event[6:] != DONE:
-                self._add_payload(event[6:])
+            elif event.startswith(DATA) and (payload := event[6:]) != DONE:
+                read = self._add_payload(payload)
+                last = None if read is None else (payload, read)
+        self._frame = None if last is None else self._frame_of(*last)
 
     def _add_opaque(self, event: bytes) -> None:
         if found := prelude(event):
@@ -266,14 +305,15 @@ class Transcript:
         else:
             self.has_delivered_opaque = True
 
-    def _add_payload(self, payload: bytes) -> None:
+    def _add_payload(self, payload: bytes) -> _Event | None:
+        """Read one event of an answer; return it unless it is of something else."""
         try:
             event = _decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             self.is_opaque = self.has_delivered_opaque = True
-            return
+            return None
         if event.error is not None:
-            return
+            return None
         if not self.identity:
             members = {name: getattr(event, name) for name in IDENTITY}
             self.identity = {name: value for name, value in members.items() if value is not None}
@@ -283,7 +323,7 @@ class Transcript:
             self.prompt_tokens = event.tokens_evaluated
         if event.prompt_progress is not None:
             self._add_progress(event.prompt_progress)
-            return
+            return None
         self.n_closings += event.choices == []
         for choice in event.choices or ():
             self.answer(choice.index).add(choice)
@@ -291,6 +331,26 @@ class Transcript:
             self.answer(event.index).add_native(event)
             n_ended = sum(answer.finish_reason is not None for answer in self.answers.values())
             self.is_complete |= n_ended >= self._n_answers
+        return event
+
+    def _frame_of(self, payload: bytes, event: _Event) -> Frame | None:
+        """Return the frame of an event that has nothing but the text of one choice to tell."""
+        choices = event.choices or ()
+        if len(choices) != 1 or event.timings is not None:
+            return None
+        choice, delta = choices[0], choices[0].delta
+        if choice.finish_reason is not None or choice.logprobs or delta.tool_calls:
+            return None
+        texts = {
+            b"text": choice.text,
+            b"content": delta.content,
+            _REASONING: delta.reasoning_content,
+        }
+        keys = [key for key, text in texts.items() if text]
+        if len(keys) != 1:
+            return None
+        self._framed = (choice.index, keys[0])
+        return Frame.of(payload, keys[0])
 
     def _add_progress(self, progress: _Progress) -> None:
         self.prompt_tokens = progress.total

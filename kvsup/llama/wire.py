@@ -115,6 +115,13 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     """Parts two texts: ``after`` and ``before``."""
 
     @classmethod
+    def of(cls, payload: bytes, key: bytes) -> "Frame | None":
+        """Return the frame in ``payload`` of the text at ``key``; None as for ``around``."""
+        opening = b'"%b":"' % key
+        found = _match_text(payload, payload.find(opening) + len(opening))
+        return cls.around(payload, key, b'"%b"' % found[0]) if found else None
+
+    @classmethod
     def around(cls, payload: bytes, key: bytes, text: bytes) -> "Frame | None":
         """Return the frame in ``payload`` of ``text``, a JSON string with quotes, at ``key``.
 
@@ -138,11 +145,13 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         return texts if all(map(_is_text, texts)) else None
 
 
-_is_text = re.compile(
+_TEXT = re.compile(
     rb"""(?!\Z) [^"\\\x00-\x1f]* (?: \\ (?:["\\/bfnrt]|u00[0-9a-f]{2}) [^"\\\x00-\x1f]* )*""",
     re.VERBOSE,
-).fullmatch
+)
 """Matches what llama-server writes between quotes: of ``\\u`` only control characters."""
+_is_text = _TEXT.fullmatch
+_match_text = _TEXT.match
 
 
 def exceeds_context(body: bytes) -> bool:

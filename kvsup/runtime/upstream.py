@@ -22,6 +22,9 @@ HIGH_WATER_BYTES = 256 << 10
 
 _REFUSALS = (ConnectionRefusedError, FileNotFoundError)
 
+Sink = Callable[[bytes], bool]
+"""Takes a piece of a body; returns False once it can take no more for now."""
+
 Headers = Sequence[tuple[bytes, bytes]]
 
 Body = bytes | Callable[[], Awaitable[bytes]]
@@ -29,7 +32,7 @@ Body = bytes | Callable[[], Awaitable[bytes]]
 
 
 class Response(asyncio.Protocol):
-    """One response: its head once ``stream`` has yielded it, its body by ``read``."""
+    """One response: its head once ``stream`` has yielded it, its body by ``read`` or ``pour``."""
 
     def __init__(self, upstream: "Upstream", *, is_of_the_loop: bool = True) -> None:
         loop = asyncio.get_running_loop()
@@ -46,7 +49,9 @@ class Response(asyncio.Protocol):
         self._is_paused = False
         self._is_complete = False
         self._error: UpstreamError | None = None
-        self._reader: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[bool] | None = None
+        """Whom ``read`` or ``pour`` has waiting; True once there is something to look at."""
+        self._sink: Sink | None = None
 
     async def read(self) -> bytes:
         """Return all body bytes that have come since the last call; empty at the end.
@@ -59,13 +64,37 @@ class Response(asyncio.Protocol):
                 return b""
             if self._error is not None:
                 raise self._error
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        chunks, self._unread, self._unread_bytes = self._unread, [], 0
-        if self._is_paused and self.transport is not None:
-            self._is_paused = False
-            self.transport.resume_reading()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            await self._news()
+        return self._taken()
+
+    async def pour(self, sink: Sink) -> bool:
+        """Give ``sink`` what has come of the body and then each piece as it comes.
+
+        It is called where the bytes are read, so that no task is woken for a token
+        (``docs/decisions/0021``).
+
+        Returns:
+            Whether there may be more, for a sink that could take no more; False at the end.
+
+        Raises:
+            UpstreamError: as ``read``.
+            Exception: what ``sink`` raised; it is not called again.
+        """
+        while True:
+            if self._unread:
+                if not sink(self._taken()):
+                    return True
+            elif self._is_complete:
+                return False
+            elif self._error is not None:
+                raise self._error
+            else:
+                self._sink = sink
+                try:
+                    if not await self._news():
+                        return True
+                finally:
+                    self._sink = None
 
     async def read_all(self) -> bytes:
         """Return the whole body that is still to be read; raises as ``read``."""
@@ -87,10 +116,13 @@ class Response(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(UpstreamError(f"llama-server sent no HTTP: {error}"))
             self.abort()
+        if self._sink is not None and self._unread:
+            self._give(self._sink)
         if self._unread_bytes > HIGH_WATER_BYTES and not self._is_paused and self.transport:
             self._is_paused = True
             self.transport.pause_reading()
-        self._wake()
+        if self._sink is None or self._is_complete or self._error is not None:
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the reader, unless the response was complete; called by asyncio."""
@@ -143,10 +175,31 @@ class Response(asyncio.Protocol):
         if not self.head.done():
             self.head.set_exception(self._error)
 
-    def _wake(self) -> None:
-        reader, self._reader = self._reader, None
+    def _taken(self) -> bytes:
+        """Return all that has not been read, and let more come."""
+        chunks, self._unread, self._unread_bytes = self._unread, [], 0
+        if self._is_paused and self.transport is not None:
+            self._is_paused = False
+            self.transport.resume_reading()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _give(self, sink: Sink) -> None:
+        try:
+            if not sink(self._taken()):
+                self._wake(has_news=False)
+        except Exception as error:  # noqa: BLE001 - it is for whoever pours
+            self._sink = None
+            if self._reader is not None and not self._reader.done():
+                self._reader.set_exception(error)
+
+    async def _news(self) -> bool:
+        self._reader = asyncio.get_running_loop().create_future()
+        return await self._reader
+
+    def _wake(self, *, has_news: bool = True) -> None:
+        reader, self._reader, self._sink = self._reader, None, None
         if reader is not None and not reader.done():
-            reader.set_result(None)
+            reader.set_result(has_news)
 
 
 class Upstream:

@@ -75,7 +75,7 @@ def test_large_requests_take_no_memory_while_answers_stream_and_are_replayed_who
     assert all(int(digest.split()[0]) > N_BODY_BYTES for digest in digests)
     assert [data.count(b", done") for data in rest] == [1] * N_REQUESTS, kvsup.log()
     assert not any(DIGEST.search(data) or b"error" in data for data in rest)
-    assert took_bytes < N_REQUESTS * N_BODY_BYTES / 3
+    assert took_bytes < N_REQUESTS * N_BODY_BYTES / 2
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -98,7 +98,7 @@ def test_large_requests_take_no_memory_while_they_wait(
 
     assert [answer.statuses for answer in answers] == [[200]] * (N_REQUESTS - 1)
     assert all(b", done" in answer.data for answer in answers)
-    assert took_bytes < N_REQUESTS * N_BODY_BYTES / 3
+    assert took_bytes < N_REQUESTS * N_BODY_BYTES / 2
 
 
 def test_large_requests_come_through_the_death_of_the_real_llama_server(

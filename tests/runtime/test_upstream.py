@@ -11,7 +11,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from kvsup.errors import NotListening, UpstreamError
+from kvsup.errors import EngineError, NotListening, UpstreamError
 from kvsup.runtime.upstream import HIGH_WATER_BYTES, Response, Upstream
 from tests.runtime.supervised import until
 
@@ -78,6 +78,16 @@ async def test_fetch_of_a_whole_answer_returns_status_and_body() -> None:
     async with serving(sending(WHOLE)) as upstream:
         assert await upstream.fetch("GET", "/") == (200, b"hello there")
         assert upstream.n_open == 0
+
+
+def taking_into(got: list[bytes], *, is_full: bool = False) -> Callable[[bytes], bool]:
+    """Return a sink that keeps what it is given, and says whether it can take more."""
+
+    def take(data: bytes) -> bool:
+        got.append(data)
+        return not is_full
+
+    return take
 
 
 @pytest.mark.parametrize("cut", range(1, len(WHOLE), 7))
@@ -300,3 +310,82 @@ async def test_nothing_is_sent_to_a_successor_that_came_while_it_connected() -> 
             tasks.start_soon(ask)
             await checkpoint()
             upstream.close_all()
+
+
+@pytest.mark.parametrize("n_bytes", [1, 5, 64, 10**6])
+async def test_pour_gives_every_piece_in_order_and_returns_at_the_end(n_bytes: int) -> None:
+    """Whether it came before or after, in the call that reads it."""
+    got: list[bytes] = []
+    pieces = [WHOLE[at : at + n_bytes] for at in range(0, len(WHOLE), n_bytes)]
+
+    async with serving(sending(*pieces)) as upstream, upstream.stream("GET", "/") as response:
+        assert not await response.pour(taking_into(got))
+
+    assert b"".join(got) == b"hello there"
+
+
+async def test_pour_stops_for_a_sink_that_takes_no_more_and_goes_on_where_it_was() -> None:
+    """What comes meanwhile is kept."""
+    got: list[bytes] = []
+    n_pauses = 0
+
+    async with (
+        serving(sending(WHOLE[:-20], WHOLE[-20:-9], WHOLE[-9:])) as upstream,
+        upstream.stream("GET", "/") as response,
+    ):
+        while await response.pour(taking_into(got, is_full=True)):
+            n_pauses += 1
+            await checkpoint()
+
+    assert b"".join(got) == b"hello there"
+    assert n_pauses == len(got) > 0
+
+
+async def test_pour_into_a_sink_that_takes_no_more_pauses_reading() -> None:
+    """A client that reads slowly makes llama-server wait, and no memory fill."""
+    piece = b"%x\r\n%b\r\n" % (1 << 16, b"x" * (1 << 16))
+    n_pieces = 100
+
+    async with (
+        serving(sending(CHUNKED, *[piece] * n_pieces, b"0\r\n\r\n")) as upstream,
+        upstream.stream("GET", "/") as response,
+    ):
+        got: list[bytes] = []
+        assert await response.pour(taking_into(got, is_full=True))
+        await until(lambda: response._is_paused)
+        assert response._unread_bytes < HIGH_WATER_BYTES + (1 << 20)
+
+        assert not await response.pour(taking_into(got))
+
+    assert sum(map(len, got)) == n_pieces << 16
+
+
+async def test_pour_raises_what_the_sink_raised_and_calls_it_no_more() -> None:
+    """As an answer does that cannot use what it is fed with."""
+    n_calls = 0
+
+    def fail(_data: bytes) -> bool:
+        nonlocal n_calls
+        n_calls += 1
+        raise EngineError("no")
+
+    async with (
+        serving(sending(CHUNKED, b"5\r\nhello\r\n", b"0\r\n\r\n")) as upstream,
+        upstream.stream("GET", "/") as response,
+    ):
+        with pytest.raises(EngineError):
+            await response.pour(fail)
+        assert await response.read_all() == b""
+
+    assert n_calls == 1
+
+
+async def test_pour_of_a_connection_that_breaks_gives_what_came_and_then_raises() -> None:
+    """The client has it; how the answer goes on is for its caller."""
+    got: list[bytes] = []
+
+    async with serving(sending(WHOLE[:-1])) as upstream, upstream.stream("GET", "/") as response:
+        with pytest.raises(UpstreamError, match="mid-answer"):
+            await response.pour(taking_into(got))
+
+    assert b"".join(got) == b"hello there"

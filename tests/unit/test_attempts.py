@@ -60,10 +60,10 @@ def test_attempts_that_gave_nothing_new_are_counted_until_one_does() -> None:
 def test_speed_is_of_the_tokens_between_the_first_new_one_and_the_last() -> None:
     """Neither the prompt before them counts, nor what a client takes its time for, nor a hang."""
     attempts = Attempts()
-    attempts.came(60.0)  # the progress of the prompt
+    attempts.came_s = 60.0  # the progress of the prompt
     attempts.go_on(10, 100.0)
     for now_s in (100.0, 101.0, 109.0):
-        attempts.came(now_s)
+        attempts.came_s = now_s
         attempts.paused(0.5 if now_s < 101.0 else 6.0)
     attempts.broke_off(None, BROKE, 14)
 
@@ -78,10 +78,10 @@ def test_speed_of_an_attempt_that_gave_one_token_is_that_of_the_one_before() -> 
     assert _known(attempts).tokens_per_s is None
 
     attempts.go_on(2, 10.0)
-    attempts.came(12.0)
+    attempts.came_s = 12.0
     attempts.broke_off(Replay(), BROKE, 3)
     attempts.go_on(4, 90.0)
-    attempts.came(90.0)
+    attempts.came_s = 90.0
     attempts.broke_off(Replay(), BROKE, 4)
 
     assert _known(attempts).tokens_per_s == 0.5
