@@ -15,6 +15,7 @@ import msgspec
 
 from kvsup.filenames import file_name
 from kvsup.history import Record
+from kvsup.runtime.privatefiles import UNFINISHED, make_folder, replace_file, write_all
 
 MAX_RECORDS = 1000
 """Kept of each model, in memory and on disk."""
@@ -27,9 +28,6 @@ MAX_FILE_BYTES = 512 << 10
 
 MAX_EVIDENCE_FILES = 5
 """Kept of each model; the oldest goes first."""
-
-_UNFINISHED = ".new"
-"""Ends the name of a file that is being written."""
 
 _OWN = "kvsup"
 """The file of what is about kvsup itself; names of models' files have a digest."""
@@ -65,7 +63,7 @@ class HistoryFiles:
             for path in (*self._history.glob("*"), *self._evidence.glob("*/*")):
                 with suppress(OSError):
                     is_old = now_s - path.stat().st_mtime > MAX_AGE_S
-                    if is_old or path.suffix == _UNFINISHED:
+                    if is_old or path.suffix == UNFINISHED:
                         path.unlink()
             for folder in self._evidence.glob("*"):
                 with suppress(OSError):  # most are not empty
@@ -82,7 +80,7 @@ class HistoryFiles:
         path = self._path(model)
         data = b"".join(_ENCODER.encode(record) + b"\n" for record in new)
         try:
-            _make_private(self._history)
+            make_folder(self._history)
             if path in self._to_rewrite or not _append(path, data):
                 self._rewrite(path, everything)
         except OSError:
@@ -97,12 +95,12 @@ class HistoryFiles:
             OSError: it cannot be written.
         """
         folder = self._evidence / file_name(model)
-        _make_private(self._evidence)
-        _make_private(folder)
+        make_folder(self._evidence)
+        make_folder(folder)
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(at_s))
         path = folder / f"{stamp}.{int(at_s * 1e6) % 1_000_000:06d}.json"
         data = msgspec.json.format(msgspec.json.encode(document), indent=1)
-        _replace(path, data)
+        replace_file(path, data)
         for old in sorted(folder.glob("*.json"))[:-MAX_EVIDENCE_FILES]:
             old.unlink(missing_ok=True)
         return path
@@ -122,10 +120,10 @@ class HistoryFiles:
         size_bytes = sum(map(len, lines))
         for first, line in enumerate(lines):
             if size_bytes <= MAX_FILE_BYTES // 2:
-                _replace(path, b"".join(lines[first:]))
+                replace_file(path, b"".join(lines[first:]))
                 return
             size_bytes -= len(line)
-        _replace(path, b"")
+        replace_file(path, b"")
 
     def _path(self, model: str | None) -> Path:
         return self._history / f"{_OWN if model is None else file_name(model)}.jsonl"
@@ -143,40 +141,13 @@ def _decoded(line: bytes) -> Record | None:
         return None
 
 
-def _make_private(folder: Path) -> None:
-    """Make a folder in one that is there, mode 0700, whatever the umask is."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_mode & 0o077:
-        folder.chmod(0o700)
-
-
 def _append(path: Path, data: bytes) -> bool:
     """Append to a file, mode 0600; return False where it would be too large then."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(file).st_size + len(data) > MAX_FILE_BYTES:
             return False
-        _write(file, data)
+        write_all(file, data)
         return True
     finally:
         os.close(file)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a whole file, mode 0600, so that whoever reads sees the old or the new one."""
-    beside = path.with_name(path.name + _UNFINISHED)
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        _write(file, data)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(file)
-    beside.replace(path)
-
-
-def _write(file: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(file, rest) :]

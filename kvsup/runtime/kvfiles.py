@@ -26,11 +26,12 @@ from kvsup import events
 from kvsup.filenames import file_name
 from kvsup.llama.slotfile import HEAD_BYTES, SlotFileError, n_words, tokens_of
 from kvsup.runtime.paths import make_slot_dir
+from kvsup.runtime.privatefiles import replace_file
 from kvsup.warmth import Saved, Tokens, n_common, to_drop
 
 logger = logging.getLogger(__name__)
 
-_OWN = re.compile(r"[0-9a-f]{16}\.(kv|json|part)")
+_OWN = re.compile(r"[0-9a-f]{16}\.(kv|json|part|json\.\d+\.new)")
 _PIECE_BYTES = 1 << 20
 _LEAST_FREE_SHARE = 0.05
 """Of a disk, left free whatever the budget."""
@@ -278,15 +279,8 @@ def _crc32(path: Path, *, must_sync: bool = False) -> int:
 
 
 def _write_sidecar(entry: Entry, *, must_sync: bool = True) -> None:
-    path = entry.path.with_suffix(".json")
-    beside = path.with_suffix(".part")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(entry.sidecar))
-        file.flush()
-        if must_sync:
-            os.fsync(file.fileno())
-    beside.rename(path)
+    data = msgspec.json.encode(entry.sidecar)
+    replace_file(entry.path.with_suffix(".json"), data, must_sync=must_sync)
 
 
 def _existing(folder: Path) -> Path:

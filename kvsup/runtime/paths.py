@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kvsup.errors import ConfigError
 from kvsup.llama.argv import EMPTY_CONFIG_DIR
+from kvsup.runtime.privatefiles import make_folder
 
 HOST_FILE = "kvsup.toml"
 """The file with the host's settings; every other TOML file of the folder is a model."""
@@ -87,9 +88,9 @@ def make_slot_dir(folder: Path) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    for path in (folder.parent, folder):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
+    folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder.parent)
+    make_folder(folder)
 
 
 def make_run_dir(run: Path) -> None:

@@ -6,12 +6,12 @@ on, so nothing is ever out of date, only unused.
 
 import hashlib
 import logging
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+
+from kvsup.runtime.privatefiles import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +40,10 @@ class Remembered:
     def write(self, kind: str, key: str, document: msgspec.Struct) -> None:
         """Keep a document; where the folder cannot be written to, it is measured again."""
         path = self._path(kind, key)
-        beside = path.with_suffix(f".{os.getpid()}")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside.touch(mode=0o600)
-            beside.write_bytes(msgspec.json.encode(document))
-            beside.replace(path)
+            replace_file(path, msgspec.json.encode(document))
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
             if not self._has_told:
                 logger.warning(
                     "%s cannot be written (%s): what is measured is forgotten when kvsup ends",
