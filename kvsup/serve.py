@@ -128,7 +128,7 @@ class Supervisor:
             trash=self._configuration.state_dir / "deleted",
             reload=self._reloader.reload,
             refusal=lambda: str(self._reloader.refusal or "") or None,
-            kept=self._kv.files,
+            kept=self._kv,
         )
         app = create_app(
             self._fleet,

@@ -158,7 +158,7 @@ class Tags(Closed, kw_only=True):
 
 
 class Running(Closed, kw_only=True):
-    """An entry of ``/api/ps``; the last three members are kvsup's."""
+    """An entry of ``/api/ps``; those from ``kv_cache_type`` on are kvsup's."""
 
     name: Text
     model: Text
@@ -172,6 +172,8 @@ class Running(Closed, kw_only=True):
     kv_bytes: dict[str, Count]
     kv_warnings: list[Text] | UnsetType = UNSET
     given_up: list[Text] | UnsetType = UNSET
+    kept: dict[str, Count] | UnsetType = UNSET
+    cache_hit_rate: float | UnsetType = UNSET
 
 
 class Ps(Closed, kw_only=True):

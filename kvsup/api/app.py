@@ -43,7 +43,7 @@ from kvsup.ollama.access import OriginRules
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.images import Images
-from kvsup.runtime.kvfiles import KVFiles
+from kvsup.runtime.warming import Store as KVStore
 
 _GET, _POST, _BOTH = {"GET"}, {"POST"}, {"GET", "HEAD"}
 
@@ -66,7 +66,7 @@ class Store:
     """Reads the configuration again; raises ``ConfigError`` and changes nothing if it is wrong."""
     refusal: Callable[[], str | None]
     """Returns what is wrong with the folder, where it is not what is in force."""
-    kept: KVFiles
+    kept: KVStore
     """Conversations that outlive their llama-server."""
 
 
@@ -127,9 +127,9 @@ def _routes(
     catalogue = CatalogueHandlers(
         fleet, folder=store.folder, trash=store.trash, reload=store.reload, kept=store.kept
     )
-    kept = KeptHandlers(store.kept)
+    kept = KeptHandlers(store.kept.files)
     passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
-    control = ControlHandlers(fleet, reload=store.reload, refusal=store.refusal)
+    control = ControlHandlers(fleet, store.kept, reload=store.reload, refusal=store.refusal)
     why = WhyHandlers(fleet, chronicle)
     return [
         serve("/", _hello, _BOTH),

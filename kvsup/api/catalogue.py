@@ -21,7 +21,7 @@ from kvsup.ollama.requests import decode_copy, decode_named
 from kvsup.plan import Plan
 from kvsup.runtime.catalogue import copy_model, delete_model
 from kvsup.runtime.fleet import Fleet
-from kvsup.runtime.kvfiles import KVFiles
+from kvsup.runtime.warming import Store
 
 _DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 
@@ -38,9 +38,9 @@ class CatalogueHandlers:
         folder: Path,
         trash: Path,
         reload: Callable[[], Awaitable[None]],
-        kept: KVFiles,
+        kept: Store,
     ) -> None:
-        """Change the files of ``folder``; what is deleted goes to ``trash``, but for ``kept``."""
+        """Change the files of ``folder``; deleted ones go to ``trash``, but what is ``kept``."""
         self._fleet = fleet
         self._kept = kept
         self._folder = folder
@@ -56,7 +56,7 @@ class CatalogueHandlers:
     async def ps(self, exchange: Exchange) -> None:
         """Answer ``GET /api/ps``."""
         entries = listing.running_entries(
-            self._fleet.loaded(), now_s=time.monotonic(), now_ns=time.time_ns()
+            self._fleet.loaded(), self._kept, now_s=time.monotonic(), now_ns=time.time_ns()
         )
         await exchange.answer(encode(catalog.ps(entries)))
 
@@ -106,7 +106,7 @@ class CatalogueHandlers:
                 partial(delete_model, self._folder, plan, request.model, trash=self._trash)
             )
             await self._reload()
-            self._kept.clear(plan.name)
+            self._kept.files.clear(plan.name)
         await exchange.answer_empty()
 
     async def pull(self, exchange: Exchange) -> None:

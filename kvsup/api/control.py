@@ -15,6 +15,7 @@ from kvsup.api.exchange import Exchange
 from kvsup.errors import RequestError
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.warming import Store
 
 _TEXT = b"text/plain; charset=utf-8"
 
@@ -29,11 +30,13 @@ class ControlHandlers:
     def __init__(
         self,
         fleet: Fleet,
+        kept: Store,
         *,
         reload: Callable[[], Awaitable[None]],
         refusal: Callable[[], str | None],
     ) -> None:
         self._fleet = fleet
+        self._kept = kept
         self._reload = reload
         self._refusal = refusal
 
@@ -43,7 +46,11 @@ class ControlHandlers:
         waiting = self._fleet.waiting()
         n_waiting = Counter(request.instance.key for request in waiting)
         models = [
-            {**_described(instance, now_s), "waiting": n_waiting[instance.key]}
+            {
+                **_described(instance, now_s),
+                **_kept_of(instance.plan.name, self._kept),
+                "waiting": n_waiting[instance.key],
+            }
             for instance in [*self._fleet.succeeded(), *self._fleet.instances()]
         ]
         queue = [
@@ -114,6 +121,18 @@ def _described(instance: Instance, now_s: float) -> dict[str, object]:
         "given_up": snapshot.given_up,
         "idle_in_s": None if math.isinf(left_s) else round(left_s, 1),
         "source": instance.plan.model.source,
+    }
+
+
+def _kept_of(model: str, kept: Store) -> dict[str, object]:
+    """Return what is kept of a model's conversations, and what came of its prompts."""
+    tally, files = kept.tallies.of(model), kept.files.entries(model)
+    return {
+        "kept_conversations": len(files),
+        "kept_bytes": sum(entry.sidecar.size_bytes for entry in files),
+        "restored_tokens": tally.n_restored_tokens,
+        "prompt_tokens": tally.n_prompt_tokens,
+        "cache_hit_rate": tally.hit_rate,
     }
 
 

@@ -12,6 +12,7 @@ from kvsup.ollama.names import display_name
 from kvsup.ollama.show import GGUFView, ShownModel
 from kvsup.plan import Plan
 from kvsup.runtime.instance import Instance
+from kvsup.runtime.warming import Store
 
 OLLAMA_VERSION = "0.23.2"
 """What ``/api/version`` says: clients compare it with the release that brought a feature."""
@@ -40,7 +41,7 @@ def catalog_entry(plan: Plan) -> CatalogEntry:
 
 
 def running_entries(
-    instances: Iterable[Instance], *, now_s: float, now_ns: int
+    instances: Iterable[Instance], kept: Store, *, now_s: float, now_ns: int
 ) -> list[RunningEntry]:
     """Return the entries of those that serve, with what was measured of them.
 
@@ -54,6 +55,7 @@ def running_entries(
         forever = instance.keep_alive_s == math.inf and instance.state is State.READY
         estimate = plan.estimate
         k_bytes, v_bytes = snapshot.kv_bytes or (estimate.k_bytes, estimate.v_bytes)
+        tally, files = kept.tallies.of(plan.name), kept.files.entries(plan.name)
         entries.append(
             RunningEntry(
                 name=display_name(plan.name),
@@ -69,6 +71,14 @@ def running_entries(
                 kv_bytes={"k": k_bytes, "v": v_bytes},
                 kv_warnings=snapshot.kv_warnings,
                 given_up=snapshot.given_up,
+                kept={
+                    "conversations": len(files),
+                    "bytes": sum(entry.sidecar.size_bytes for entry in files),
+                    "restored_tokens": tally.n_restored_tokens,
+                }
+                if files or tally.n_restored_tokens
+                else None,
+                cache_hit_rate=tally.hit_rate,
             )
         )
     return entries

@@ -64,6 +64,8 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
             console.print(f"{model['name']}: memory was short: {what}")
         for sentence in model["kv_warnings"]:
             console.print(f"{model['name']}: {sentence}")
+        if told := _warmth(model):
+            console.print(f"{model['name']}: {told}")
     if answer["waiting"]:
         longest_s = max(request["waited_ms"] for request in answer["queue"]) / 1000
         console.print(f"{answer['waiting']} requests wait, the longest for {longest_s:.1f} s")
@@ -126,6 +128,19 @@ def new_table(*columns: str) -> Table:
 
 def _context(n_parallel: int, n_ctx: int) -> str:
     return f"{n_parallel} x {n_ctx}"
+
+
+def _warmth(model: dict[str, Any]) -> str:
+    """Return what is kept of a model's conversations, in words; empty where nothing is known."""
+    told = []
+    if n_kept := model["kept_conversations"]:
+        noun = "conversation" if n_kept == 1 else "conversations"
+        told.append(f"{n_kept} {noun} kept ({format_bytes(model['kept_bytes'])})")
+    if n_restored := model["restored_tokens"]:
+        told.append(f"{n_restored} tokens restored")
+    if (rate := model["cache_hit_rate"]) is not None:
+        told.append(f"hit rate {100 * rate:.0f} %")
+    return ", ".join(told)
 
 
 def _until(model: dict[str, Any]) -> str:

@@ -41,6 +41,7 @@ _PADDED = re.compile(r"padding V cache to (\d+)")
 _TIMING = re.compile(
     r"id +(\d+) .*?(prompt )?eval time = .*?/ +(\d+) tokens .*?([\d.]+|inf) tokens per second"
 )
+_PROMPT = re.compile(r"id +(\d+) .*?new prompt, .*?n_tokens = (\d+)")
 _RELEASED = re.compile(r"id +(\d+) .*?stop processing: n_tokens = (\d+)")
 _QUOTES = (
     "error parsing grammar: ",
@@ -222,6 +223,14 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptBegun:
+    """A slot has begun with a prompt of so many tokens, those in its cache among them."""
+
+    slot: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
     """A slot has ended its request, with so many tokens in its cache."""
 
@@ -254,6 +263,7 @@ Fact = (
     | SlotContext
     | VPadded
     | Timing
+    | PromptBegun
     | Released
     | LoadFailure
 )
@@ -367,6 +377,7 @@ _READERS: tuple[tuple[str, Callable[[str], Fact | None]], ...] = (
     ("initializing, n_slots = ", _reader(_SLOT, SlotContext)),
     ("padding V cache to", _reader(_PADDED, VPadded)),
     ("eval time = ", _timing),
+    ("new prompt, ", _reader(_PROMPT, PromptBegun)),
     ("stop processing: n_tokens", _reader(_RELEASED, Released)),
 )
 """What stands in every line of a kind, and how such a line is read."""

@@ -66,6 +66,10 @@ class RunningEntry:
     """What its owner should know of its KV cache."""
     given_up: tuple[str, ...] = ()
     """What it has not, since its memory was short."""
+    kept: Mapping[str, int] | None = None
+    """Its ``conversations`` in files, their ``bytes``, ``restored_tokens``; None: none are."""
+    cache_hit_rate: float | None = None
+    """Share of the tokens of its prompts that were not read again; None before there are any."""
 
 
 def version(text: str) -> dict[str, object]:
@@ -84,7 +88,8 @@ def ps(entries: Iterable[RunningEntry]) -> dict[str, object]:
 
     Beyond Ollama's fields each model has ``kv_cache_type`` and ``kv_bytes`` (``k`` and ``v``), and
     one with something to tell of its KV cache ``kv_warnings``, a list of sentences; one that
-    stepped down its fallback has ``given_up``, a list of what it has not.
+    stepped down its fallback has ``given_up``, a list of what it has not. One whose conversations
+    are kept has ``kept``, and one that has answered ``cache_hit_rate``, from 0 to 1.
     """
     longest_first = sorted(entries, key=_expires_at_ns, reverse=True)
     return {"models": [_running(entry) for entry in longest_first]}
@@ -187,7 +192,12 @@ def _running(entry: RunningEntry) -> dict[str, object]:
         "kv_bytes": dict(entry.kv_bytes),
     }
     told = {"kv_warnings": list(entry.kv_warnings), "given_up": list(entry.given_up)}
-    return {**running, **{key: texts for key, texts in told.items() if texts}}
+    running |= {key: texts for key, texts in told.items() if texts}
+    if entry.kept is not None:
+        running["kept"] = dict(entry.kept)
+    if entry.cache_hit_rate is not None:
+        running["cache_hit_rate"] = entry.cache_hit_rate
+    return running
 
 
 def _expires_at_ns(entry: RunningEntry) -> int:

@@ -19,6 +19,7 @@ from kvsup.llama.logscan import (
     LayersFitted,
     LoadFailure,
     Offloaded,
+    PromptBegun,
     Released,
     Rotation,
     RotationDisabled,
@@ -29,6 +30,7 @@ from kvsup.llama.logscan import (
 from kvsup.measures import Speed
 from kvsup.memory import Estimate
 from kvsup.residency import RAM
+from kvsup.runtime.tally import Tally
 
 AttentionPath = Literal["", "fast", "converted", "cpu"]
 """Where a device's attention runs: there, there after a conversion to f16, on the CPU; "": unknown.
@@ -74,15 +76,16 @@ class Measured:
     """From the start of the process until it served; 0 until then."""
     n_load_facts: int = 0
     """Grows with everything that is told of the load, not of requests."""
+    tally: Tally = field(default_factory=Tally)
+    """Counts every prompt that was answered to its end."""
     _timings: dict[tuple[int, bool], Timing] = field(default_factory=dict)
+    _prompt_tokens: dict[int, int] = field(default_factory=dict)
+    """By slot: of the prompt that it works on."""
 
     def note(self, fact: Fact) -> None:  # noqa: PLR0912 - one case a fact
         """Keep one fact; of several failures the first says most."""
-        if isinstance(fact, Timing):
-            self._timings[fact.slot, fact.is_prompt] = fact
-            return
-        if isinstance(fact, Released):
-            self._note_speed(fact)
+        if isinstance(fact, Timing | PromptBegun | Released):
+            self._note_request(fact)
             return
         self.n_load_facts += 1
         match fact:
@@ -205,9 +208,22 @@ class Measured:
         if size_bytes and kv_type.block_elements is not None and kv_type.is_quantized:
             self.unrotated.setdefault(rotation.half, rotation)
 
-    def _note_speed(self, end: Released) -> None:
-        generation = self._timings.pop((end.slot, False), None)
-        prompt = self._timings.pop((end.slot, True), None)
+    def _note_request(self, fact: Timing | PromptBegun | Released) -> None:
+        match fact:
+            case Timing():
+                self._timings[fact.slot, fact.is_prompt] = fact
+            case PromptBegun():
+                self._prompt_tokens[fact.slot] = fact.n_tokens
+            case Released():
+                generation = self._timings.pop((fact.slot, False), None)
+                prompt = self._timings.pop((fact.slot, True), None)
+                n_prompt_tokens = self._prompt_tokens.pop(fact.slot, 0)
+                self._note_speed(fact, generation, prompt)
+                if prompt is not None and prompt.n_tokens <= n_prompt_tokens:
+                    self.tally.n_prompt_tokens += n_prompt_tokens
+                    self.tally.n_cached_tokens += n_prompt_tokens - prompt.n_tokens
+
+    def _note_speed(self, end: Released, generation: Timing | None, prompt: Timing | None) -> None:
         if generation is None or generation.n_tokens < MIN_GENERATED_TOKENS:
             return
         speed = Speed(

@@ -82,6 +82,8 @@ class Tenure:
             child, socket=plan.socket, name=plan.name, logbook=logbook, notify=notify
         )
         self.measured = self.watch.measured
+        if store is not None:
+            self.measured.tally = store.tallies.of(plan.name)
         self.findings = Findings(plan, self.measured, emit=emit)
         self.pulse = Pulse(plan, child, self.upstream, self.watch, emit=emit, notify=notify)
         self.warmth = (

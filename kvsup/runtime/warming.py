@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -20,6 +20,7 @@ from kvsup.plan import Plan
 from kvsup.runtime.kvfiles import Entry, KVFiles
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.slots import CALL_S, Slot, Slots
+from kvsup.runtime.tally import Tallies
 from kvsup.runtime.upstream import Upstream
 from kvsup.runtime.weightsums import WeightSums
 from kvsup.warmth import (
@@ -57,10 +58,11 @@ class Warmed:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Where saved slots are kept, for all models."""
+    """Where saved slots are kept, for all models, and what came of them."""
 
     files: KVFiles
     sums: WeightSums
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 class Warmth:
@@ -166,6 +168,9 @@ class Warmth:
         if entry is not None and n_cached is not None and n_cached < warmed.n_expected // 2:
             self._files.drop(entry, f"{n_cached} of {warmed.n_expected} tokens were taken up")
             self._identity = None
+        if warmed.entry is not None:
+            n_taken = warmed.n_expected if n_cached is None else min(n_cached, warmed.n_expected)
+            self._measured.tally.n_restored_tokens += n_taken
         self._hold(warmed.prompt)
         self._news.set()
 
@@ -185,9 +190,12 @@ class Warmth:
     async def checkpoint(self, warmed: Warmed) -> None:
         """Save the slot that has read a prompt, once llama-server has let it go.
 
+        The same request comes once more: what it finds in its slot then is no hit.
+
         Raises:
             UpstreamError: llama-server has gone.
         """
+        self._measured.tally.n_cached_tokens -= len(warmed.prompt) - warmed.n_expected
         for _ in range(_LOOKS):
             for slot in await self._slots.all():
                 if not slot.is_processing and slot.n_prompt_tokens >= len(warmed.prompt):

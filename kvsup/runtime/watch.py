@@ -15,6 +15,7 @@ from kvsup.llama.heartbeat import is_line_of_the_loop
 from kvsup.llama.logscan import (
     Fact,
     LoadFailure,
+    PromptBegun,
     Released,
     Timing,
     is_own,
@@ -121,7 +122,7 @@ class Watch:
 
     def _may_tell(self, fact: Fact) -> bool:
         """Say whether to believe a fact: one of the load only until a client's text has come."""
-        if isinstance(fact, Timing | Released | LoadFailure):
+        if isinstance(fact, Timing | PromptBegun | Released | LoadFailure):
             return True
         is_late = self._ready_s is not None and time.monotonic() - self._ready_s > _LOAD_LAG_S
         return not (is_late or self._has_quoted)

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from kvsup.units import format_bytes
 from tests.conftest import StartKvsup
 from tests.running import RunningKvsup, eventually
 
@@ -68,6 +69,43 @@ def test_conversation_outlives_an_unload_of_its_model(
 
     assert done["restored_tokens"] > 300
     assert again == calm
+
+
+def test_what_is_kept_of_a_model_and_what_it_saved_is_told(
+    start_kvsup: StartKvsup, smollm2: Path
+) -> None:
+    """By ``/api/ps``, ``/kvsup/models`` and ``kvsup ps``, over all processes of the model."""
+    kvsup = start_kvsup({"m": model(smollm2), "other": model(smollm2)})
+    chat(kvsup, "m")
+    eventually(lambda: kvsup.models()["m"]["prompt_tokens"])  # the log may lag behind the answer
+    n_prompt = kvsup.models()["m"]["prompt_tokens"]
+    (running,) = kvsup.client.get("/api/ps").json()["models"]
+    assert "kept" not in running
+    assert running["cache_hit_rate"] < 0.1
+    unload(kvsup, "m")
+
+    _, done = chat(kvsup, "m")
+
+    eventually(lambda: kvsup.models()["m"]["prompt_tokens"] == 2 * n_prompt)
+    (running,) = kvsup.client.get("/api/ps").json()["models"]
+    (file,) = saved(kvsup)
+    n_restored = done["restored_tokens"]
+    assert running["kept"] == {
+        "conversations": 1,
+        "bytes": file.stat().st_size,
+        "restored_tokens": n_restored,
+    }
+    listed = kvsup.models()
+    assert listed["m"]["restored_tokens"] == n_restored
+    n_cached = listed["m"]["cache_hit_rate"] * listed["m"]["prompt_tokens"]
+    assert abs(n_cached - n_restored) < 20
+    assert running["cache_hit_rate"] == listed["m"]["cache_hit_rate"]
+    assert listed["other"]["kept_conversations"] == 0
+    assert listed["other"]["cache_hit_rate"] is None
+    size = format_bytes(file.stat().st_size)
+    assert (
+        f"m: 1 conversation kept ({size}), {n_restored} tokens restored" in kvsup.cli("ps").stdout
+    )
 
 
 def test_conversation_outlives_two_swaps(start_kvsup: StartKvsup, smollm2: Path) -> None:
@@ -139,6 +177,8 @@ def test_kill_in_an_answer_to_a_long_prompt_costs_no_second_reading(
         return "".join(line["message"]["content"] for line in lines), lines[-1]
 
     calm, calm_end = streamed(kills=False)
+    eventually(lambda: kvsup.models()["m"]["prompt_tokens"])
+    assert kvsup.models()["m"]["cache_hit_rate"] < 0.1, "that it ran twice is no hit"
     unload(kvsup, "m")
     for file in saved(kvsup):
         file.unlink()

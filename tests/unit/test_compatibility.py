@@ -27,6 +27,9 @@ from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.images import Images
 from kvsup.runtime.kvfiles import KVFiles
 from kvsup.runtime.making import make_instance
+from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.warming import Store as KVStore
+from kvsup.runtime.weightsums import WeightSums
 from tests import contract
 from tests.doclinks import Link, links_in, table_rows
 
@@ -139,7 +142,10 @@ def _app_routes() -> list[Route]:
         trash=nowhere,
         reload=reload,
         refusal=lambda: None,
-        kept=KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
+        kept=KVStore(
+            KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
+            WeightSums(Remembered(nowhere)),
+        ),
     )
     routes = _routes(
         Fleet([], host, make=make_instance, emit=lambda _event: None),

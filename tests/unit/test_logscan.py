@@ -18,6 +18,7 @@ from kvsup.llama.logscan import (
     LayersFitted,
     LoadFailure,
     Offloaded,
+    PromptBegun,
     Released,
     Rotation,
     RotationDisabled,
@@ -126,13 +127,15 @@ def test_scan_of_a_load_on_a_device_finds_its_buffers_and_splits(
 def test_scan_of_requests_finds_their_speeds_and_depths(
     build: str, speeds: list[tuple[float, float]]
 ) -> None:
-    """Of each request its new prompt tokens, the generated ones, and what its slot then holds."""
+    """Of each request its prompt, what was read and generated, and what its slot then holds."""
     (prompt, generation), (prompt_2, generation_2) = speeds
 
     assert facts_of(f"requests_{build}.log") == [
+        PromptBegun(0, 6),
         Timing(0, is_prompt=True, n_tokens=6, tokens_per_s=prompt),
         Timing(0, is_prompt=False, n_tokens=12, tokens_per_s=generation),
         Released(0, 17),
+        PromptBegun(0, 9),
         Timing(0, is_prompt=True, n_tokens=2, tokens_per_s=prompt_2),
         Timing(0, is_prompt=False, n_tokens=5, tokens_per_s=generation_2),
         Released(0, 13),

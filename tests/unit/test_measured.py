@@ -11,6 +11,7 @@ from kvsup.llama.logscan import (
     GraphSplits,
     KVCacheSize,
     Offloaded,
+    PromptBegun,
     Released,
     Rotation,
     SlotContext,
@@ -36,6 +37,24 @@ def read(name: str) -> Measured:
     """Return what is kept of a captured log."""
     lines = (GOLDEN / f"{name}.log").read_text("utf-8").splitlines()
     return measured_of(*(fact for line in lines if (fact := scan(line)) is not None))
+
+
+@pytest.mark.parametrize("name", ["requests_b10434", "requests_b11434"])
+def test_tally_of_a_real_log_tells_what_was_not_read_again(name: str) -> None:
+    """Prompts of 6 and 9 tokens, of which 7 lay in the slot (``cached n_tokens``)."""
+    tally = read(name).tally
+
+    assert (tally.n_prompt_tokens, tally.n_cached_tokens) == (15, 7)
+    assert tally.hit_rate == round(7 / 15, 4)
+
+
+def test_tally_of_requests_that_broke_off_or_were_never_begun_is_none() -> None:
+    """A client that leaves has no timing; a further answer to one prompt has no beginning."""
+    broken_off = measured_of(PromptBegun(0, 900), Released(0, 500), PromptBegun(0, 9))
+    further = measured_of(Timing(1, is_prompt=True, n_tokens=9, tokens_per_s=1), Released(1, 12))
+
+    assert broken_off.tally.hit_rate is None
+    assert further.tally.hit_rate is None
 
 
 def test_bytes_by_device_of_a_cpu_are_all_in_ram() -> None:

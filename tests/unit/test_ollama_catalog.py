@@ -136,6 +136,17 @@ def test_ps_entry_with_kv_warnings_has_them_last() -> None:
     assert list(item)[-1] == "kv_warnings"
 
 
+def test_ps_entry_whose_conversations_are_kept_says_how_many_and_what_they_saved() -> None:
+    """A hit rate of 0 is one; without a prompt there is none."""
+    kept = {"conversations": 2, "bytes": 70, "restored_tokens": 0}
+
+    (plain,) = _items(ps([RUNNING]))
+    (item,) = _items(ps([dataclasses.replace(RUNNING, kept=kept, cache_hit_rate=0.0)]))
+
+    assert item == {**plain, "kept": kept, "cache_hit_rate": 0.0}
+    assert not {"kept", "cache_hit_rate"} & set(plain)
+
+
 def test_ps_model_that_stays_is_first() -> None:
     """It expires at the end of Go's clock, which clients show as for ever."""
     stays = dataclasses.replace(RUNNING, name="s:latest", expires_at_ns=None)

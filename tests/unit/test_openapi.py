@@ -20,6 +20,9 @@ from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.kvfiles import KVFiles
 from kvsup.runtime.making import make_instance
+from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.warming import Store as KVStore
+from kvsup.runtime.weightsums import WeightSums
 
 DOCUMENT: dict[str, Any] = document("1.2.3")
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -39,7 +42,10 @@ def _routes() -> list[Route]:
         trash=nowhere,
         reload=_reload,
         refusal=lambda: None,
-        kept=KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
+        kept=KVStore(
+            KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
+            WeightSums(Remembered(nowhere)),
+        ),
     )
     chronicle = Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None)
     app: Any = create_app(

@@ -22,6 +22,10 @@ STATE: dict[str, Any] = {
     "failure": "failed to open [/srv/models/a.gguf]",
     "given_up": [],
     "kv_warnings": ["[json.exception.type_error.302] :bug:"],
+    "kept_conversations": 0,
+    "kept_bytes": 0,
+    "restored_tokens": 0,
+    "cache_hit_rate": None,
 }
 
 
@@ -40,6 +44,26 @@ def test_show_states_prints_failures_and_refusals_as_they_are(
         "configuration not taken up:",
         refused,
     ]
+
+
+def test_show_states_says_what_is_kept_of_a_model_within_80_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Below the table, which is wide as it is."""
+    calm: dict[str, Any] = {**STATE, "failure": None, "kv_warnings": []}
+    warm = {
+        "kept_conversations": 12,
+        "kept_bytes": 3 << 30,
+        "restored_tokens": 52_300,
+        "cache_hit_rate": 0.8749,
+    }
+    answer = {"models": [calm, {**calm, **warm}], "waiting": 0, "refused_configuration": None}
+
+    show_states(answer, as_json=False)
+
+    (line,) = capsys.readouterr().out.splitlines()[3:]
+    assert line == "chat: 12 conversations kept (3 GiB), 52300 tokens restored, hit rate 87 %"
+    assert len(line) < 80
 
 
 def test_cell_of_a_table_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
