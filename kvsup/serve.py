@@ -88,6 +88,7 @@ class Supervisor:
                 emit=self._emit,
             ),
             WeightSums(self._store),
+            self._store,
         )
         self._fleet = Fleet(
             configuration.plans,

@@ -56,21 +56,27 @@ class Tiny(NamedTuple):
     """Tensors that belong to no layer, beside the embeddings."""
 
 
-def write(name: str, folder: Path) -> Path:
-    """Return the model ``name`` of ``ARCHITECTURES``, written into ``folder``."""
+def write(name: str, folder: Path, *, speaks: bool = False) -> Path:
+    """Return the model ``name`` of ``ARCHITECTURES``, written into ``folder``.
+
+    One that ``speaks`` has a token for each letter, and small weights at random, so that what it
+    says depends on all that it has read. Its output must be that of its embeddings.
+    """
     path = folder / f"{name}.gguf"
     if name == "bert":
         make_embedding(path, n_ctx_train=N_CTX_TRAIN)
     else:
-        _write(ARCHITECTURES[name], path)
+        _write(ARCHITECTURES[name], path, speaks=speaks)
     return path
 
 
-def _write(tiny: Tiny, path: Path) -> None:
+def _write(tiny: Tiny, path: Path, *, speaks: bool) -> None:
     writer = gguf.GGUFWriter(path, tiny.architecture)
-    writer.add_tokenizer_model("none")
+    n_vocab = _add_letters(writer) if speaks else N_VOCAB
+    if not speaks:
+        writer.add_tokenizer_model("none")
     common: dict[str, Key] = {
-        "vocab_size": N_VOCAB,
+        "vocab_size": n_vocab,
         "context_length": N_CTX_TRAIN,
         "embedding_length": WIDTH,
         "feed_forward_length": N_FF,
@@ -80,15 +86,38 @@ def _write(tiny: Tiny, path: Path) -> None:
     }
     for key, value in (common | dict(tiny.keys)).items():
         _add(writer, f"{tiny.architecture}.{key}", value)
-    tensors = {"token_embd.weight": (WIDTH, N_VOCAB)} | tiny.whole
+    tensors = {"token_embd.weight": (WIDTH, n_vocab)} | tiny.whole
     for index in range(tiny.n_layers):
         tensors |= {f"blk.{index}.{name}": shape for name, shape in tiny.layer(index).items()}
+    random = np.random.default_rng(1)
     for name, shape in tensors.items():
-        writer.add_tensor(name, np.zeros(tuple(reversed(shape)), np.float32))
+        weights = np.zeros(tuple(reversed(shape)), np.float32)
+        if speaks:
+            weights = random.normal(0, 0.3, weights.shape).astype(np.float32)
+            weights = -abs(weights) if name.endswith("ssm_a") else weights  # it decays
+        writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_letters(writer: gguf.GGUFWriter) -> int:
+    """Add a vocabulary of all printable letters, and return how many tokens it has."""
+    kind = gguf.TokenType
+    tokens = [("<unk>", kind.UNKNOWN), ("<s>", kind.CONTROL), ("</s>", kind.CONTROL)]
+    tokens += [(chr(value), kind.NORMAL) for value in range(ord("!"), ord("~") + 1)]
+    tokens += [("\N{LOWER ONE EIGHTH BLOCK}", kind.NORMAL), ("<0x0A>", kind.BYTE)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    return len(tokens)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Key) -> None:

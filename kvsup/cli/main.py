@@ -116,8 +116,13 @@ def ps(as_json: AsJson = False) -> None:
 def show(model: Model, config: ConfigOption = None, as_json: AsJson = False) -> None:
     """Show what is configured for a model and what it will take."""
     from kvsup.cli import tables
+    from kvsup.runtime.keepable import why_not_kept
+    from kvsup.runtime.remembered import Remembered
 
-    tables.show_plan(plan_of(model, configuration_of(config)), as_json=as_json)
+    configuration = configuration_of(config)
+    plan = plan_of(model, configuration)
+    why_not = why_not_kept(plan, Remembered(configuration.state_dir))
+    tables.show_plan(plan, why_not_kept=why_not, as_json=as_json)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Print plans and states as tables, or as JSON for scripts."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import typer
@@ -11,6 +11,13 @@ from rich.table import Table
 from kvsup.config import canonical
 from kvsup.plan import Plan
 from kvsup.units import format_bytes, format_duration
+from kvsup.warmth import Reuse
+
+_REUSE: Mapping[Reuse, str] = {
+    "prefix": "kept, and gone on with from where a prompt parts from them",
+    "whole": "kept, and gone on with by a prompt that begins with all of one",
+    "never": "not kept",
+}
 
 
 def show_plans(plans: Iterable[Plan], *, as_json: bool) -> None:
@@ -74,10 +81,16 @@ def show_states(answer: dict[str, Any], *, as_json: bool) -> None:
         console.print(answer["refused_configuration"])
 
 
-def show_plan(plan: Plan, *, as_json: bool) -> None:
-    """Print everything that is known of a model before it runs."""
+def show_plan(plan: Plan, *, why_not_kept: str, as_json: bool) -> None:
+    """Print everything that is known of a model before it runs.
+
+    ``why_not_kept`` says why its conversations are kept in no file; empty where they are.
+    """
     if as_json:
-        typer.echo(json.dumps({**_plan(plan), "config": canonical(plan.model)}))
+        kept = {"are_kept": not why_not_kept, "why_not": why_not_kept, "reuse": plan.warmth.reuse}
+        typer.echo(
+            json.dumps({**_plan(plan), "conversations": kept, "config": canonical(plan.model)})
+        )
         return
     metadata = plan.file.metadata
     rows = {
@@ -90,6 +103,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         + ("" if plan.estimate.is_exact else " (a guess: known only after a load)"),
         "context": _context(plan.model.num_parallel, plan.model.num_ctx),
         "memory": f"{format_bytes(plan.size_bytes)} in all",
+        "conversations": f"not kept: {why_not_kept}" if why_not_kept else _REUSE[plan.warmth.reuse],
         "llama-server": f"{plan.binary.path} ({plan.binary.label})",
     }
     for step in range(1, len(plan.configured.fallback) + 1):

@@ -136,12 +136,17 @@ def named_files(argv: Iterable[str]) -> tuple[str, ...]:
     return tuple(word for word in list(argv)[1:] if "/" in word)
 
 
+def has_adapters(argv: Iterable[str]) -> bool:
+    """Say whether a LoRA, or a control vector that is not taken apart, is on a command line."""
+    return any(word.startswith(_ADAPTERS) for word in argv)
+
+
 def is_certain(argv: Iterable[str], sums: Mapping[str, str]) -> bool:
     """Say whether all that changes the K and V of a slot is on the command line, with its sum.
 
     It is not with a LoRA: its scale may be another in each request, and by ``/lora-adapters``.
     """
     words = list(argv)
-    return not any(word.startswith(_ADAPTERS) for word in words) and all(
+    return not has_adapters(words) and all(
         following in sums for flag, following in pairwise(words) if flag == _VECTOR
     )

@@ -19,7 +19,7 @@ LLAMA_CONFIG = Path("/etc/llama.cpp/config.ini")
 
 _OWN = frozenset(
     {
-        "binaries", "binary_facts", "deleted", "evidence", "history", "kv", "kv_types",
+        "binaries", "binary_facts", "deleted", "evidence", "history", "kv", "kv_types", "kv_use",
         "kvsup.lock", "kvsup.url", "probes", "sizes", "sums", "tuned",
     }
 )  # fmt: skip

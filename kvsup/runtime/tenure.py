@@ -18,7 +18,7 @@ from kvsup.plan import Plan
 from kvsup.restart import Exit, ExitCause
 from kvsup.runtime import kernel, orphans
 from kvsup.runtime.ending import LOOKED_AT_LINES, explained
-from kvsup.runtime.host import is_on_network
+from kvsup.runtime.keepable import why_not_there
 from kvsup.runtime.kvwarnings import Findings
 from kvsup.runtime.logbook import Logbook
 from kvsup.runtime.paths import make_run_dir, make_slot_dir
@@ -300,12 +300,9 @@ def _with_slot_dir(plan: Plan) -> Plan:
     """Return a plan whose folder for slots is there; one without where it cannot be made."""
     if plan.slot_dir is None:
         return plan
-    folder = Path(plan.slot_dir)
-    if plan.model.warm_swap == "auto" and is_on_network(folder):
-        why = "its folder lies on another machine; warm_swap = true keeps them there"
-    else:
+    if not (why := why_not_there(plan)):
         try:
-            make_slot_dir(folder)
+            make_slot_dir(Path(plan.slot_dir))
         except OSError as error:
             why = str(error)
         else:

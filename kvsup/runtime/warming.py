@@ -15,10 +15,12 @@ import anyio
 
 from kvsup import events
 from kvsup.errors import UpstreamError
-from kvsup.llama.slotfile import SlotFileError, identity, is_certain, named_files
+from kvsup.llama.slotfile import SlotFileError
 from kvsup.plan import Plan
+from kvsup.runtime.keepable import identity_of, is_useless, note_use
 from kvsup.runtime.kvfiles import Entry, KVFiles
 from kvsup.runtime.measured import Measured
+from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.slots import CALL_S, Slot, Slots
 from kvsup.runtime.tally import Tallies
 from kvsup.runtime.upstream import Upstream
@@ -54,6 +56,8 @@ class Warmed:
     """Tokens of its prompt that need not be read again."""
     is_alone: bool = False
     """Nothing else ran when it was restored, which might have taken its slot."""
+    n_asked: int = 0
+    """How many requests had come until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Store:
 
     files: KVFiles
     sums: WeightSums
+    remembered: Remembered
     tallies: Tallies = field(default_factory=Tallies)
 
 
@@ -82,9 +87,12 @@ class Warmth:
         self._slots = Slots(upstream)
         self._measured = measured
         self._files = store.files
-        self._sums = store.sums
+        self._store = store
         self._emit = emit
         self._identity: str | None = None
+        self._n_asked = 0
+        """How many requests have come."""
+        self._is_use_known = False
         self._held: list[Tokens] = []
         """What its slots hold, as far as requests tell, the last one last."""
         self._saved_tokens: dict[int, int] = {}
@@ -115,23 +123,12 @@ class Warmth:
     async def prepare(self) -> None:
         """Learn what its files must be of; some seconds for weights that are new here."""
         plan = self._plan
-        if plan.slot_dir is None:
+        if plan.slot_dir is None or is_useless(plan, self._store.remembered):
             return
-        parts = [path for path, _ in plan.file.parts]
         try:
-            sums = await self._sums.of(parts, also=named_files(plan.argv))
+            self._identity = await identity_of(plan, self._store.sums)
         except OSError as error:
             logger.warning("%s: no slot is saved: %s", plan.name, error)
-            return
-        if is_certain(plan.argv, sums):
-            self._identity = identity(
-                build=f"{plan.binary.version} {plan.binary.build or plan.binary.stamp}",
-                argv=plan.argv,
-                variables=plan.model.env,
-                sums=sums,
-                weights=parts,
-                template=plan.file.template,
-            ).digest
 
     async def before(self, path: str, body: Callable[[], Awaitable[bytes]]) -> Warmed | None:
         """Restore what shares most with the prompt of a request; None if it is not known.
@@ -139,6 +136,7 @@ class Warmth:
         Raises:
             UpstreamError: llama-server has gone.
         """
+        self._n_asked += 1
         if self._identity is None:
             return None
         prompt = await self._slots.prompt_of(path, await body())
@@ -156,21 +154,26 @@ class Warmth:
         if not await self._restore(entry, [slot for slot in slots if not slot.is_processing]):
             return Warmed(prompt, None, n_held)
         is_alone = not any(slot.is_processing for slot in slots)
-        return Warmed(prompt, entry, n_kept, is_alone)
+        return Warmed(prompt, entry, n_kept, is_alone, self._n_asked)
 
     def after(self, warmed: Warmed, n_cached: int | None) -> None:
         """Take note that a request ran, and what of its prompt was in its slot, if that is known.
 
-        A saved slot that llama-server restored but did not use is of no use to anyone, and this
-        process is asked for none any more: its model cannot.
+        A saved slot that llama-server restored but did not use is of no use to anyone. Its model is
+        asked for none any more, by this process or, where this build never used one of that
+        architecture, a later one.
         """
-        entry = warmed.entry if warmed.is_alone else None
-        if entry is not None and n_cached is not None and n_cached < warmed.n_expected // 2:
-            self._files.drop(entry, f"{n_cached} of {warmed.n_expected} tokens were taken up")
-            self._identity = None
-        if warmed.entry is not None:
+        if (entry := warmed.entry) is not None:
             n_taken = warmed.n_expected if n_cached is None else min(n_cached, warmed.n_expected)
             self._measured.tally.n_restored_tokens += n_taken
+            is_used = n_taken >= warmed.n_expected // 2
+            is_sure = warmed.is_alone and warmed.n_asked == self._n_asked and n_cached is not None
+            if is_sure and not (is_used and self._is_use_known):
+                note_use(self._plan, self._store.remembered, is_used=is_used)
+                self._is_use_known = True
+            if is_sure and not is_used:
+                self._files.drop(entry, f"{n_cached} of {warmed.n_expected} tokens were taken up")
+                self._identity = None
         self._hold(warmed.prompt)
         self._news.set()
 

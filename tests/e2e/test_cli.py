@@ -228,6 +228,8 @@ def test_show_tells_everything_of_a_model(kvsup: RunningKvsup) -> None:
     text = out(kvsup, "show", "smollm2")
     assert "K q8_0 5.98 MiB, V q5_1 4.22 MiB" in text
     assert "1 x 1024" in text
+    assert "kept, and gone on with from where a prompt parts from them" in text
+    assert shown["conversations"] == {"are_kept": True, "why_not": "", "reuse": "prefix"}
 
 
 def test_doctor_of_a_wrong_configuration_ends_with_1_and_says_bad(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ async def running(configuration: Configuration) -> AsyncIterator[Running]:
     told: list[events.Event] = []
     store = Remembered(configuration.state_dir)
     files = KVFiles(kv_dir(configuration.state_dir), max_bytes=1 << 40, emit=told.append)
-    kv = Store(files, WeightSums(store))
+    kv = Store(files, WeightSums(store), store)
     fleet = Fleet(
         configuration.plans,
         configuration.host,

@@ -38,7 +38,8 @@ class Kept:
         self.told: list[events.Event] = []
         state = folder.path / "state"
         files = KVFiles(state / "kv", max_bytes=1 << 30, emit=self.told.append)
-        self.store = Store(files, WeightSums(Remembered(state)))
+        remembered = Remembered(state)
+        self.store = Store(files, WeightSums(remembered), remembered)
 
     async def warmth(self, instance: Instance) -> Warmth:
         """Return what keeps the conversations of a running instance."""

@@ -145,6 +145,7 @@ def _app_routes() -> list[Route]:
         kept=KVStore(
             KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
             WeightSums(Remembered(nowhere)),
+            Remembered(nowhere),
         ),
     )
     routes = _routes(

@@ -45,6 +45,7 @@ def _routes() -> list[Route]:
         kept=KVStore(
             KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
             WeightSums(Remembered(nowhere)),
+            Remembered(nowhere),
         ),
     )
     chronicle = Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None)
