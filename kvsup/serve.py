@@ -1,7 +1,6 @@
 """The composition root: configuration, fleet, HTTP server, signals, and the order of shutdown."""
 
 import errno
-import fcntl
 import gc
 import logging
 import math
@@ -11,7 +10,6 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 import anyio
 import psutil
@@ -25,7 +23,7 @@ from kvsup.api.protocol import Door, Patience, Protocol
 from kvsup.config import HostConfig
 from kvsup.errors import ConfigError, KvsupError
 from kvsup.eventlines import describe
-from kvsup.runtime import files, orphans, paths
+from kvsup.runtime import files, orphans, paths, statelock
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.configdir import Configuration
 from kvsup.runtime.evidence import Witness
@@ -235,7 +233,7 @@ def run(
         KvsupError: the port or the state folder is in use; the message says by whom.
     """
     os.umask(0o077)  # what is remembered, and what llama-servers write, is this user's alone
-    with _lock(configuration.state_dir), paths.made(configuration.run_dir):
+    with statelock.held(configuration.state_dir), paths.made(configuration.run_dir):
         reap_trials(configuration.run_dir)
         left = orphans.reap(configuration.run_dir)
         for pid in left + orphans.reap_unrecorded(configuration.run_dir):
@@ -320,30 +318,6 @@ def _holder_of(port: int) -> str:
                     return "another user's program"
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
-
-
-@contextmanager
-def _lock(state: Path) -> Iterator[None]:
-    """Hold the state folder: two supervisors on one would reap each other's children."""
-    try:
-        file = (state / "kvsup.lock").open("a+b", buffering=0)
-    except OSError as error:
-        raise KvsupError(f"state_dir {state} cannot be used: {error}; name another") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().decode().strip() or "unknown"
-            raise KvsupError(
-                f"another kvsup (pid {owner}) uses {state}; stop it, or set state_dir in kvsup.toml"
-            ) from error
-        with suppress(OSError):  # on a full disk it holds all the same, without a name
-            file.truncate(0)
-            file.write(str(os.getpid()).encode())
-        if not paths.make_private(state):
-            logger.warning("others may look into state_dir %s; chmod it to 700", state)
-        yield
 
 
 def _log_event(event: events.Event) -> None:

@@ -22,7 +22,7 @@ from kvsup.api.catalogue import CatalogueHandlers
 from kvsup.api.control import ControlHandlers
 from kvsup.api.embedding import EmbeddingHandlers
 from kvsup.api.errors import OLLAMA, OPENAI, ErrorShape
-from kvsup.api.exchange import Endpoint, Exchange, Handler
+from kvsup.api.exchange import Endpoint, Exchange, Handler, UploadEndpoint
 from kvsup.api.generation import GenerationHandlers
 from kvsup.api.guard import Guard
 from kvsup.api.kept import KeptHandlers
@@ -127,7 +127,7 @@ def _routes(
     catalogue = CatalogueHandlers(
         fleet, folder=store.folder, trash=store.trash, reload=store.reload, kept=store.kept
     )
-    kept = KeptHandlers(store.kept.files)
+    kept = KeptHandlers(fleet, store.kept)
     passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
     control = ControlHandlers(fleet, store.kept, reload=store.reload, refusal=store.refusal)
     why = WhyHandlers(fleet, chronicle)
@@ -174,6 +174,8 @@ def _routes(
         serve("/kvsup/why/{name:path}", why.one, _GET),
         serve("/kvsup/kv", kept.all, _GET),
         serve("/kvsup/kv", kept.clear, {"DELETE"}),
+        serve("/kvsup/kv/archive", kept.pack, _GET),
+        _route("/kvsup/kv/archive", UploadEndpoint(kept.take, room=room), {"PUT"}),
         serve("/kvsup/stop", control.stop),
         serve("/kvsup/reset", control.reset),
         serve("/kvsup/reload", control.reload),
@@ -181,7 +183,7 @@ def _routes(
     ]
 
 
-def _route(path: str, endpoint: Endpoint, methods: set[str]) -> BaseRoute:
+def _route(path: str, endpoint: Endpoint | UploadEndpoint, methods: set[str]) -> BaseRoute:
     """Return a route for exactly ``methods``: Starlette adds HEAD to GET, Ollama does not."""
     route = Route(path, endpoint, methods=sorted(methods))
     route.methods = methods

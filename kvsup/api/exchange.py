@@ -6,7 +6,7 @@ the queue, in the load, in the prompt and in the stream alike.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Protocol, cast
 
 import anyio
@@ -180,19 +180,58 @@ class Endpoint:
                 return
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-                await self._handle(exchange)
+                await _handled(exchange, self._handler, self._shape)
                 tasks.cancel_scope.cancel()
 
-    async def _handle(self, exchange: Exchange) -> None:
-        try:
-            await self._handler(exchange)
-        except KvsupError as error:
-            path = exchange.request.url.path
-            logger.debug("%s: %s", path, error)
-            await exchange.fail(explained(error, path), self._shape)
-        except Exception as error:  # the last line: a bug must not end a stream as if it were whole
-            logger.exception("%s: a bug in kvsup", exchange.request.url.path)
-            await exchange.fail(KvsupError(f"internal error: {error!r}"), self._shape)
+
+Upload = Callable[[Exchange, AsyncIterator[bytes]], Awaitable[None]]
+
+
+class UploadEndpoint:
+    """An ASGI application around a handler that takes a body of any size, piece by piece."""
+
+    def __init__(self, handler: Upload, *, room: BodyRoom) -> None:
+        self._handler = handler
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; where the client leaves, the pieces raise ``ConnectionError``."""
+        with self._room.share() as share:
+            exchange = Exchange(Request(scope), send, share)
+
+            async def handle(exchange: Exchange) -> None:
+                await self._handler(exchange, _pieces(receive))
+
+            await _handled(exchange, handle, OLLAMA)
+
+
+async def _handled(exchange: Exchange, handler: Handler, shape: ErrorShape) -> None:
+    """Let ``handler`` answer, and tell what it raises."""
+    try:
+        await handler(exchange)
+    except KvsupError as error:
+        path = exchange.request.url.path
+        logger.debug("%s: %s", path, error)
+        await exchange.fail(explained(error, path), shape)
+    except Exception as error:  # the last line: a bug must not end a stream as if it were whole
+        logger.exception("%s: a bug in kvsup", exchange.request.url.path)
+        await exchange.fail(KvsupError(f"internal error: {error!r}"), shape)
+
+
+async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield the parts of a body as they come.
+
+    Raises:
+        ConnectionError: the client left before its end.
+    """
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError("the client left while it sent its request")
+        if piece := message.get("body", b""):
+            yield piece
+        more = message.get("more_body", False)
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

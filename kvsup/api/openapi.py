@@ -19,7 +19,7 @@ from kvsup.ollama.options import OPTIONS
 _Schema = dict[str, Any]
 
 _JSON, _NDJSON, _SSE = "application/json", "application/x-ndjson", "text/event-stream"
-_TEXT, _BYTES = "text/plain", "application/octet-stream"
+_TEXT, _BYTES, _TAR = "text/plain", "application/octet-stream", "application/x-tar"
 
 _STR: _Schema = {"type": "string"}
 _INT: _Schema = {"type": "integer"}
@@ -191,6 +191,8 @@ _KVSUP = (
     _Route("get", "/kvsup/logs/{model}", "A llama-server's log.", answer="", stream=_TEXT),
     _Route("get", "/kvsup/kv", "Conversations that are kept in files."),
     _Route("delete", "/kvsup/kv", "Remove what is kept of conversations."),
+    _Route("get", "/kvsup/kv/archive", "Kept conversations as a tar.", answer="", stream=_TAR),
+    _Route("put", "/kvsup/kv/archive", "Take conversations of such a tar.", "Bytes"),
     _Route("post", "/kvsup/stop", "Unload a model once it is idle.", "ModelRequest"),
     _Route("post", "/kvsup/reset", "Let a failed model be tried again.", "ModelRequest"),
     _Route("post", "/kvsup/reload", "Read the configuration again."),

@@ -1,9 +1,9 @@
 """Ask a running kvsup; its address comes from kvsup.toml and the environment, as ``run`` has it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import typer
@@ -42,6 +42,33 @@ def delete_if_running(path: str, query: Mapping[str, str]) -> Any | None:
     except httpx.TransportError:
         return None
     return _checked(answer).json()
+
+
+def save_if_running(
+    path: str, query: Mapping[str, Sequence[str]], write: Callable[[bytes], object]
+) -> bool:
+    """Hand each piece of the answer of a GET to ``write``; say whether a kvsup answered.
+
+    Raises:
+        KvsupError: it refused, or the answer broke off.
+    """
+    try:
+        with _client() as client, client.stream("GET", path, params=dict(query)) as answer:
+            if answer.is_error:
+                answer.read()
+            try:
+                for piece in _checked(answer).iter_bytes():
+                    write(piece)
+            except httpx.TransportError as error:
+                raise KvsupError(f"the answer broke off: {error}; see the log of kvsup") from error
+    except httpx.TransportError:
+        return False
+    return True
+
+
+def put(path: str, body: BinaryIO) -> Any:
+    """Return the JSON answer of a PUT of a file, which is read while it is sent."""
+    return _checked(_send("PUT", path, content=body)).json()
 
 
 def post(path: str, body: Mapping[str, object]) -> Any:

@@ -1,5 +1,7 @@
 """Which models keep their conversations, and for which llama-server a kept one is good."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -63,6 +65,21 @@ async def identity_of(plan: Plan, sums: WeightSums) -> str | None:
         weights=parts,
         template=plan.file.template,
     ).digest
+
+
+async def models_by_identity(plans: Iterable[Plan], sums: WeightSums) -> dict[str, list[str]]:
+    """Return the names of the models that keep conversations, by the identity of their slots.
+
+    Of one whose context is decided at each load it is that of the plan as it is now.
+    """
+    found: dict[str, list[str]] = {}
+    for plan in plans:
+        if plan.slot_dir is None:
+            continue
+        with suppress(OSError):
+            if own := await identity_of(plan, sums):
+                found.setdefault(own, []).append(plan.name)
+    return found
 
 
 def is_useless(plan: Plan, store: Remembered) -> bool:

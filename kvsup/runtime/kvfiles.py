@@ -137,12 +137,47 @@ class KVFiles:
         entry = await anyio.to_thread.run_sync(
             partial(_written, path, model, identity, reread_s, must_sync=must_sync)
         )
-        for old in self.entries(model, identity=identity):
+        self._take_in(entry)
+        self.make_room()
+        return entry if entry.path in self._entries else None
+
+    def why_refused(self, sidecar: Sidecar) -> str:
+        """Return why a conversation from elsewhere is not taken; empty where it may be.
+
+        Nothing that is here gives way to it.
+        """
+        theirs = self.entries(sidecar.model, identity=sidecar.identity)
+        if any(entry.sidecar.prefix_sha256 == sidecar.prefix_sha256 for entry in theirs):
+            return "it is here already"
+        if why := self._why_full(sidecar):
+            return why
+        return "" if sidecar.size_bytes <= self.room_bytes() else "the disk has no room for it"
+
+    def admit(self, entry: Entry) -> str:
+        """Take in a conversation from elsewhere whose files are placed; else remove them, say why.
+
+        It supersedes what it goes on with; one that is here and goes on with it stays.
+        """
+        theirs = self.entries(entry.sidecar.model, identity=entry.sidecar.identity)
+        if any(n_common(entry.tokens, old.tokens) == len(entry.tokens) for old in theirs):
+            why = "one that goes on with it is here"
+        elif not (why := self._why_full(entry.sidecar)):
+            self._take_in(entry)
+        if why:
+            self._remove(entry)
+        return why
+
+    def _why_full(self, sidecar: Sidecar) -> str:
+        all_bytes = sum(entry.sidecar.size_bytes for entry in self.entries())
+        is_full = all_bytes + sidecar.size_bytes > self.max_bytes
+        return "max_kv_files has no room for it" if is_full else ""
+
+    def _take_in(self, entry: Entry) -> None:
+        """Take note of a saved slot, and remove what it goes on with."""
+        for old in self.entries(entry.sidecar.model, identity=entry.sidecar.identity):
             if n_common(old.tokens, entry.tokens) == len(old.tokens):
                 self._remove(old)
         self._entries[entry.path] = entry
-        self.make_room()
-        return entry if entry.path in self._entries else None
 
     def make_room(self) -> None:
         """Remove what the budget has no room for."""
@@ -219,33 +254,46 @@ def _found(folder: Path) -> Iterator[Entry]:
 def _read(path: Path) -> Entry | None:
     try:
         sidecar = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Sidecar)
-        tokens = _tokens(path)
+        tokens = read_tokens(path)
     except (OSError, msgspec.MsgspecError, SlotFileError):
         return None
-    return Entry(path, sidecar, tokens) if _sha256(tokens) == sidecar.prefix_sha256 else None
+    return Entry(path, sidecar, tokens) if sha256_of(tokens) == sidecar.prefix_sha256 else None
 
 
 def _written(path: Path, model: str, identity: str, reread_s: float, *, must_sync: bool) -> Entry:
     """Make a file of llama-server's a saved slot."""
     try:
         path.chmod(0o600)
-        tokens = _tokens(path)
+        tokens = read_tokens(path)
         sidecar = Sidecar(
             model=model,
             identity=identity,
             n_tokens=len(tokens),
-            prefix_sha256=_sha256(tokens),
+            prefix_sha256=sha256_of(tokens),
             size_bytes=path.stat().st_size,
             crc32=_crc32(path, must_sync=must_sync),
             saved_s=time.time(),
             used_s=time.time(),
             reread_s=reread_s,
         )
-        entry = Entry(path.with_suffix(".kv"), sidecar, tokens)
-        path.rename(entry.path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return place(path, sidecar, tokens, must_sync=must_sync)
+
+
+def place(part: Path, sidecar: Sidecar, tokens: Tokens, *, must_sync: bool = True) -> Entry:
+    """Make a whole file, by the name of ``KVFiles.new_part``, a saved slot on disk.
+
+    Raises:
+        OSError: it cannot be; nothing is left of it.
+    """
+    entry = Entry(part.with_suffix(".kv"), sidecar, tokens)
+    try:
+        part.rename(entry.path)
         _write_sidecar(entry, must_sync=must_sync)
     except BaseException:
-        for left in (path, path.with_suffix(".kv")):
+        for left in (part, entry.path):
             left.unlink(missing_ok=True)
         raise
     return entry
@@ -259,11 +307,18 @@ def _is_whole(entry: Entry) -> bool:
         return False
 
 
-def _sha256(tokens: Tokens) -> str:
+def sha256_of(tokens: Tokens) -> str:
+    """Return the sum of tokens, four bytes each, in hex digits."""
     return hashlib.sha256(tokens.tobytes()).hexdigest()
 
 
-def _tokens(path: Path) -> Tokens:
+def read_tokens(path: Path) -> Tokens:
+    """Return the tokens of a saved slot.
+
+    Raises:
+        OSError: it cannot be read.
+        SlotFileError: it is none.
+    """
     with path.open("rb") as file:
         return tokens_of(file.read(4 * n_words(file.read(HEAD_BYTES))))
 

@@ -36,6 +36,9 @@ LEFT_OUT = re.compile(
 )
 """What has no end, and what would end the model that all others are asked of."""
 
+ANY_BYTES = "PUT /kvsup/kv/archive"
+"""What takes every body there is: none can be of a wrong type."""
+
 FOR_WRONG_TYPES = ('option "', "invalid format: ")
 """How the texts begin for which Ollama says 500; its oldest route says it for everything."""
 
@@ -125,8 +128,8 @@ def test_request_that_fits_the_document_is_answered_as_it_says(
 
 @pytest.mark.parametrize(
     "operation",
-    [each for each in OPERATIONS.values() if each.body],
-    ids=[label for label, each in OPERATIONS.items() if each.body],
+    [each for label, each in OPERATIONS.items() if each.body and label != ANY_BYTES],
+    ids=[label for label, each in OPERATIONS.items() if each.body and label != ANY_BYTES],
 )
 @given(data=st.data())
 @bounded
