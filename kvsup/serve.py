@@ -128,6 +128,7 @@ class Supervisor:
             reload=self._reloader.reload,
             refusal=lambda: str(self._reloader.refusal or "") or None,
             kept=self._kv,
+            is_stopping=lambda: self._is_stopping,
         )
         app = create_app(
             self._fleet,

@@ -68,6 +68,8 @@ class Store:
     """Returns what is wrong with the folder, where it is not what is in force."""
     kept: KVStore
     """Conversations that outlive their llama-server."""
+    is_stopping: Callable[[], bool] = lambda: False
+    """Says whether kvsup is on its way out."""
 
 
 def create_app(
@@ -127,7 +129,7 @@ def _routes(
     catalogue = CatalogueHandlers(
         fleet, folder=store.folder, trash=store.trash, reload=store.reload, kept=store.kept
     )
-    kept = KeptHandlers(fleet, store.kept)
+    kept = KeptHandlers(fleet, store.kept, is_stopping=store.is_stopping)
     passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
     control = ControlHandlers(fleet, store.kept, reload=store.reload, refusal=store.refusal)
     why = WhyHandlers(fleet, chronicle)

@@ -6,7 +6,7 @@ the queue, in the load, in the prompt and in the stream alike.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, cast
 
 import anyio
@@ -184,7 +184,30 @@ class Endpoint:
                 tasks.cancel_scope.cancel()
 
 
-Upload = Callable[[Exchange, AsyncIterator[bytes]], Awaitable[None]]
+class Body:
+    """A body that comes piece by piece."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_over = False
+
+    async def next(self) -> bytes:
+        """Return more of it, nothing at its end; may be cancelled and called again.
+
+        Raises:
+            ConnectionError: the client left before its end.
+        """
+        while not self._is_over:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client left while it sent its request")
+            self._is_over = not message.get("more_body", False)
+            if piece := message.get("body", b""):
+                return bytes(piece)
+        return b""
+
+
+Upload = Callable[[Exchange, Body], Awaitable[None]]
 
 
 class UploadEndpoint:
@@ -195,12 +218,12 @@ class UploadEndpoint:
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; where the client leaves, the pieces raise ``ConnectionError``."""
+        """Serve one request; where the client leaves, its body raises ``ConnectionError``."""
         with self._room.share() as share:
             exchange = Exchange(Request(scope), send, share)
 
             async def handle(exchange: Exchange) -> None:
-                await self._handler(exchange, _pieces(receive))
+                await self._handler(exchange, Body(receive))
 
             await _handled(exchange, handle, OLLAMA)
 
@@ -216,22 +239,6 @@ async def _handled(exchange: Exchange, handler: Handler, shape: ErrorShape) -> N
     except Exception as error:  # the last line: a bug must not end a stream as if it were whole
         logger.exception("%s: a bug in kvsup", exchange.request.url.path)
         await exchange.fail(KvsupError(f"internal error: {error!r}"), shape)
-
-
-async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """Yield the parts of a body as they come.
-
-    Raises:
-        ConnectionError: the client left before its end.
-    """
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionError("the client left while it sent its request")
-        if piece := message.get("body", b""):
-            yield piece
-        more = message.get("more_body", False)
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -1,12 +1,13 @@
 """``/kvsup/kv``: the conversations that are kept in files: listed, removed, packed and taken."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import msgspec
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import CapacityLimiter, from_thread, move_on_after, to_thread
 
-from kvsup.api.exchange import Exchange
+from kvsup.api.exchange import Body, Exchange
 from kvsup.errors import KvsupError, ModelNotFound
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.keepable import models_by_identity
@@ -17,12 +18,16 @@ from kvsup.runtime.warming import Store
 
 TAR = b"application/x-tar"
 
+_LOOK_S = 0.5
+"""How often is looked whether kvsup stops, while a body does not come."""
+
 
 class KeptHandlers:
     """What is told and done about the saved slots of one state folder."""
 
-    def __init__(self, fleet: Fleet, kept: Store) -> None:
+    def __init__(self, fleet: Fleet, kept: Store, *, is_stopping: Callable[[], bool]) -> None:
         self._fleet = fleet
+        self._is_stopping = is_stopping
         self._files = kept.files
         self._sums = kept.sums
         self._one_at_a_time = CapacityLimiter(1)
@@ -59,7 +64,7 @@ class KeptHandlers:
             raise KvsupError(f"what is kept cannot be read: {error}") from error
         await exchange.end()
 
-    async def take(self, exchange: Exchange, pieces: AsyncIterator[bytes]) -> None:
+    async def take(self, exchange: Exchange, body: Body) -> None:
         """Answer ``PUT /kvsup/kv/archive``: take what is good of such a tar, and tell of each."""
         instances = self._fleet.instances()
         models = await models_by_identity((one.plan for one in instances), self._sums)
@@ -67,7 +72,7 @@ class KeptHandlers:
         outcomes: list[Outcome] = []
         try:
             problem = await to_thread.run_sync(
-                partial(_taken, _reading(pieces), desk, outcomes),
+                partial(_taken, self._reading(body), desk, outcomes),
                 abandon_on_cancel=True,
                 limiter=self._one_at_a_time,
             )
@@ -75,6 +80,24 @@ class KeptHandlers:
             return
         answer = {"conversations": outcomes, "problem": problem}
         await exchange.answer(msgspec.json.encode(answer))
+
+    def _reading(self, body: Body) -> Read:
+        """Return what a thread reads a body with, while it comes and kvsup does not stop."""
+        left = b""
+
+        async def more() -> bytes:
+            while not self._is_stopping():
+                with move_on_after(_LOOK_S):
+                    return await body.next()
+            raise ArchiveError("kvsup is shutting down")
+
+        def read(n_bytes: int) -> bytes:
+            nonlocal left
+            left = left or from_thread.run(more)
+            taken, left = left[:n_bytes], left[n_bytes:]
+            return taken
+
+        return read
 
     def _model(self, exchange: Exchange) -> str | None:
         name = exchange.request.query_params.get("model")
@@ -90,22 +113,7 @@ def _taken(read: Read, desk: Desk, outcomes: list[Outcome]) -> str:
         outcomes.extend(take(read, desk))
     except ArchiveError as error:
         problem = str(error)
-    while read(PIECE_BYTES):  # no client hears an answer before it has said all
-        pass
+    with suppress(ArchiveError):
+        while read(PIECE_BYTES):  # no client hears an answer before it has said all
+            pass
     return problem
-
-
-def _reading(pieces: AsyncIterator[bytes]) -> Read:
-    """Return what a thread reads a body with, while it comes."""
-    left = b""
-
-    async def more() -> bytes:
-        return await anext(pieces, b"")
-
-    def read(n_bytes: int) -> bytes:
-        nonlocal left
-        left = left or from_thread.run(more)
-        taken, left = left[:n_bytes], left[n_bytes:]
-        return taken
-
-    return read

@@ -1,13 +1,15 @@
 """Conversations that move to another kvsup, in one file."""
 
 import json
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.conftest import StartKvsup
 from tests.e2e.test_warm_swaps import chat, model, saved, unload
-from tests.running import RunningKvsup
+from tests.running import RunningKvsup, eventually
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -120,3 +122,36 @@ def test_command_that_cannot_reach_the_kvsup_that_runs_touches_nothing(
     address.write_text(url)
     assert len(saved(kvsup)) == 1
     assert not (tmp_path / "x.tar").exists()
+
+
+def half_sent(kvsup: RunningKvsup, data: bytes) -> socket.socket:
+    """Send all but the end of an import, and wait until a part of it lies on disk."""
+    url = urlsplit(kvsup.url)
+    client = socket.create_connection((url.hostname, url.port))
+    head = f"PUT /kvsup/kv/archive HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    client.sendall(head.replace("Host: x", f"Host: {url.netloc}").encode() + data[:-4096])
+    eventually(lambda: list((kvsup.state / "kv").rglob("*.part")))
+    return client
+
+
+def test_import_whose_client_leaves_or_stalls_holds_nothing_up(
+    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path
+) -> None:
+    """Nothing is left of it; the next import is taken; kvsup ends beside one that stands still."""
+    kvsup = start_kvsup({"m": model(smollm2)})
+    conversation(kvsup)
+    file = tmp_path / "kept.tar"
+    assert kvsup.cli("kv", "export", str(file)).returncode == 0
+    kvsup.cli("kv", "clear")
+
+    half_sent(kvsup, file.read_bytes()).close()
+    eventually(lambda: not list((kvsup.state / "kv").rglob("*.part")))
+    assert imported(kvsup, file) == {"m": ""}
+    kvsup.cli("kv", "clear")
+    with half_sent(kvsup, file.read_bytes()):
+        assert kvsup.stop() == 0
+
+    kvsup.start()
+    assert saved(kvsup) == []
+    assert not list((kvsup.state / "kv").rglob("*.part"))
+    assert "Traceback" not in kvsup.log()
