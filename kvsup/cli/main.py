@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -75,6 +76,37 @@ def check(config_dir: ConfigDir = None, as_json: AsJson = False) -> None:
         raise typer.Exit(2) from error
     if not show_checks(configuration, as_json=as_json):
         raise typer.Exit(2)
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A llama-swap YAML, an INI of llama.cpp's router, an Ollama store, or: ollama.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write into; default: as for run.", show_default=False),
+    ] = None,
+    env_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Unit or drop-in of systemd, or file of variables, with Ollama's settings.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files only.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write TOML files from another program's configuration; say what has no equivalent."""
+    from kvsup.cli.importing import run as run_import
+    from kvsup.runtime.paths import config_dir
+
+    folder = to or config_dir(None)
+    run_import(source, to=folder, env_files=env_file or (), is_dry_run=dry_run, replaces=force)
 
 
 app.add_typer(kept.app)

@@ -173,11 +173,18 @@ def _where_known(binary: Binary, model: ModelConfig) -> Iterator[str]:
 def owned_arguments(extra_args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each flag of ``extra_args`` that kvsup owns, with the key to use instead, or ""."""
     for argument in extra_args:
-        flag = _flag(argument)
-        if flag in _OWNED:
-            yield argument, _OWNED[flag]
-        elif _matches(flag, _PRESETS):
-            yield argument, "model"
+        key = owned_key(argument)
+        if key is not None:
+            yield argument, key
+
+
+def owned_key(argument: str) -> str | None:
+    """Return the key that stands for a flag, "" where kvsup sets it itself, None where it is free.
+
+    A value joined to the flag by ``=`` does not count.
+    """
+    flag = _flag(argument)
+    return "model" if flag not in _OWNED and _matches(flag, _PRESETS) else _OWNED.get(flag)
 
 
 def unknown_arguments(extra_args: Sequence[str], binary: Binary) -> Iterator[str]:

@@ -67,6 +67,15 @@ def probe(path: str, *, state: Path, inherited: Mapping[str, str]) -> Binary:
     return msgspec.structs.replace(binary, stamp=key)
 
 
+def help_of(path: str, *, inherited: Mapping[str, str]) -> str:
+    """Return what the binary at ``path`` prints for ``--help``.
+
+    Raises:
+        ValueError: it cannot be run, or fails.
+    """
+    return _output(path, "--help", build_environment(inherited, {}, config_home="/nonexistent"))
+
+
 def _identity(path: str) -> str:
     """Return a name that changes when the program, or a library beside it, changes."""
     facts = [path, *(f"{file} {stamp_or_none(file)}" for file in files_of(path))]

@@ -5,7 +5,6 @@ The caller reads the configuration again afterwards.
 """
 
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from kvsup.decode import Source, overlay, variant_name
 from kvsup.errors import ConfigError, Problem, RequestError
+from kvsup.filenames import toml_name
 from kvsup.ollama.names import DEFAULT_TAG, display_name, lookup_keys, valid_name
 from kvsup.plan import Plan
 from kvsup.runtime.paths import HOST_FILE
@@ -26,8 +26,6 @@ Table = Mapping[str, Any]
 
 _OWN = ("aliases", "preload", "pin")
 """Keys of one variant that a copy of it has not: a name is one model's, and memory was its due."""
-
-_MAX_STEM_CHARACTERS = 100
 
 
 def copy_model(
@@ -160,10 +158,8 @@ def _changed(path: Path, name: str) -> ConfigError:
 
 def _free_path(folder: Path, name: str) -> Path:
     """Return a path that no file has, whatever the case, and that is no host's file."""
-    stem = re.sub(r"[^a-z0-9_.-]", "-", name.lower())[:_MAX_STEM_CHARACTERS]
     taken = {HOST_FILE, *(path.name.lower() for path in folder.iterdir())}
-    names = (f"{stem}.toml" if n == 1 else f"{stem}-{n}.toml" for n in count(1))
-    return folder / next(name for name in names if name not in taken)
+    return folder / toml_name(name, taken)
 
 
 def _keep(path: Path, trash: Path) -> None:

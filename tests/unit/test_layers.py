@@ -16,7 +16,7 @@ PURE = (
     "plan", "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
     "measures", "capacity", "placement", "architectures", "kvlooks", "slowpaths", "kvchoice",
     "divergence", "pareto", "history", "why", "ladder", "settling", "watchdog", "filenames",
-    "modelfile", "warmth", "eventlines",
+    "modelfile", "warmth", "eventlines", "importing",
 )  # fmt: skip
 """Modules without clock, log, disk or ``await``, beside ``llama`` and ``ollama``."""
 
@@ -112,6 +112,21 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "anthropic": ("llama.sse", "llama.wire", "mending", "errors", "anthropic", "msgspec"),
     "llama": ("config", "errors", "restart", "warmth", "llama", "msgspec"),
     "ollama": ("llama.sse", "llama.vectors", "llama.wire", "errors", "units", "ollama", "msgspec"),
+    "importing": (
+        "config",
+        "decode",
+        "environment",
+        "errors",
+        "filenames",
+        "kvtypes",
+        "llama",
+        "ollama",
+        "importing",
+        "msgspec",
+        "tomli",
+        "tomlkit",
+        "yaml",
+    ),
     "runtime.upstream": ("errors", "llama.heartbeat", "restart", "asyncio", "httptools"),
     "runtime.images": ("errors", "anyio", "httpx"),
     "runtime": (*BELOW_RUNTIME, "runtime", "anyio", "psutil", "tomli", "msgspec"),
