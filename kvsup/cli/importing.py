@@ -163,6 +163,8 @@ def _settle(found: Found, folder: str, *, has_host: bool) -> None:
     servers = _Servers(found, folder)
     chosen: list[tuple[Draft, str]] = []
     for draft in found.kept:
+        if draft.settings is None:
+            continue
         path, arguments = servers.of(draft)
         apply_settings(found, draft, arguments, folder=folder)
         chosen.append((draft, path))

@@ -54,12 +54,11 @@ def of_words(
         end = position
         while end < len(words) and not _FLAG.fullmatch(words[end].partition("=")[0]):
             end += 1
+        argument = _known(name, arguments, has_value=end > position)
+        if argument is not None:
+            end = min(end, position + argument.n_values)
         values = (joined,) if is_joined else tuple(words[position:end])
-        argument = _known(name, arguments, has_value=bool(values))
-        if argument is None or argument.takes_value:
-            position = position if is_joined else end
-        else:
-            values = ()
+        position = position if is_joined else end
         yield from _settings(name, argument, values, arguments, line=line, shown=(flag, *values))
 
 
@@ -74,7 +73,7 @@ def of_pairs(
     for key, value, line in pairs:
         spelled = next((n for n in (f"--{key}", f"-{key}") if _known(n, arguments)), key)
         argument = _known(spelled, arguments)
-        if argument is None or argument.takes_value or argument.replacement:
+        if argument is None or argument.n_values or argument.replacement:
             shown = (key, "=", value)
             yield from _settings(spelled, argument, (value,), arguments, line=line, shown=shown)
             continue

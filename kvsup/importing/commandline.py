@@ -29,6 +29,9 @@ _INSTEAD = {
     "--models-max": "write max_loaded_models into kvsup.toml",
 }
 
+FOREVER = "-1"
+"""A keep_alive that gives way to any other."""
+
 _LOAD_MODE = "--load-mode"
 _MAPS = frozenset({"mmap", "none", "auto"})
 _FILES = frozenset({"FNAME", "FILE", "PATH", "DIR"})
@@ -79,12 +82,16 @@ def apply_settings(
 ) -> None:
     """Put the arguments of ``draft`` into its values, and note what has no equivalent.
 
+    A model without a command line stays as it is.
+
     Args:
         found: holds the draft and takes notes of the whole file.
         draft: a model with settings not yet read.
         arguments: what its llama-server takes.
         folder: where relative paths begin.
     """
+    if draft.settings is None:
+        return
     env = {name: str(value.value) for name, value in draft.env.items()}
     pairs = variable_pairs(env, arguments, line=draft.line)
     line = _Line()
@@ -97,12 +104,14 @@ def apply_settings(
             continue
         key = _key(setting.argument)
         option = _option(setting.argument)
+        if not key and (not setting.words or setting.words[0] in given):
+            continue
         if key is not None or _load_mode(setting):
             line.put(setting)
         elif option is not None:
             value = _option_value(found, draft, option, setting)
             options |= {} if value is None else {option: Value(value, setting.shown)}
-        elif setting.words and setting.words[0] not in given:
+        else:
             extra.append(_with_paths(setting, folder))
     draft.options = {**options, **draft.options}
     for name, _, _ in pairs:
@@ -137,7 +146,7 @@ def _given(arguments: Mapping[str, Argument]) -> set[str]:
     spellings: set[str] = set()
     for word in bare:
         argument = arguments.get(word)
-        if argument is not None and not argument.takes_value:
+        if argument is not None and not argument.n_values:
             spellings.update(argument.on if word in argument.on else argument.off)
     return spellings
 
@@ -179,7 +188,8 @@ def _load_mode(setting: Setting) -> str:
     if name == _LOAD_MODE:
         return " ".join(setting.values)
     if name in LOAD_MODES:
-        return LOAD_MODES[name if setting.is_on else f"--no-{name.lstrip('-')}"]
+        opposite = f"--{name[5:]}" if name.startswith("--no-") else f"--no-{name[2:]}"
+        return LOAD_MODES.get(name if setting.is_on else opposite, "")
     return ""
 
 
@@ -219,7 +229,7 @@ def _set_context(found: Found, draft: Draft, line: _Line) -> None:
     """Divide ``--ctx-size``, which is the total over all slots, by their number."""
     total, n_parallel = line.number("--ctx-size"), line.number("--parallel")
     size, slots = line.take("--ctx-size"), line.take("--parallel")
-    if not n_parallel and "embedding" not in draft.values:
+    if not n_parallel:
         found.note(None, "num_parallel", _POOL_NOTE)
     n_parallel = min(n_parallel or 1, 256)
     if n_parallel > 1 and slots:
@@ -282,7 +292,8 @@ def _set_placement(found: Found, draft: Draft, line: _Line, extra: list[Setting]
 def _set_rest(found: Found, draft: Draft, line: _Line) -> None:
     for name, key, read in _ROWS:
         setting = line.take(name)
-        if setting is None or key in draft.values:
+        held = draft.values.get(key)
+        if setting is None or (held is not None and held.value != FOREVER):
             continue
         try:
             value = read(setting)

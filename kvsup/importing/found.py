@@ -40,11 +40,6 @@ Settings = Callable[[Mapping[str, Argument]], Iterable[Setting | Problem]]
 """The arguments of a model, once it is known which ones its llama-server takes."""
 
 
-def no_settings(_arguments: Mapping[str, Argument]) -> Iterable[Setting | Problem]:
-    """Return the settings of a model that is given without a command line."""
-    return ()
-
-
 @dataclass(slots=True)
 class Draft:
     """One model, as far as it is known."""
@@ -61,7 +56,8 @@ class Draft:
     env: dict[str, Value] = field(default_factory=dict)
     program: str = ""
     """The llama-server that its command names; empty where none is named."""
-    settings: Settings = no_settings
+    settings: Settings | None = None
+    """None where a model has no command line."""
     takes_aliases: bool = False
     """Whether an ``--alias`` among its settings is a name that clients use."""
     notes: list[Problem] = field(default_factory=list)
@@ -105,7 +101,8 @@ class Found:
     def all_notes(self) -> list[Problem]:
         """Every note by its line, those of the whole file first."""
         own = [note for draft in self.drafts for note in draft.notes]
-        return sorted((*self.notes, *own), key=lambda note: (note.source, note.line or 0))
+        told = dict.fromkeys((*self.notes, *own))  # what lies under all models once
+        return sorted(told, key=lambda note: (note.source, note.line or 0))
 
 
 def name_drafts(found: Found) -> None:

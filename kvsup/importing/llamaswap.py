@@ -9,6 +9,7 @@ from functools import partial
 from kvsup.errors import ConfigError, Problem
 from kvsup.importing.arguments import of_words
 from kvsup.importing.command import Command, read_command
+from kvsup.importing.commandline import FOREVER
 from kvsup.importing.found import Draft, Found, Setting, Value
 from kvsup.importing.macros import Macros
 from kvsup.importing.yamltext import Located, read_yaml
@@ -51,6 +52,7 @@ _HANDLED_OF_MODEL = frozenset(
         "description", "checkEndpoint", "unlisted",
     }
 )  # fmt: skip
+_OFF = frozenset({"0", "false"})
 _UNKNOWN = "is no key of llama-swap that kvsup knows; dropped"
 _LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "error": "error"}
 _SWAP_NOTE = (
@@ -76,9 +78,9 @@ def read_llama_swap(text: str, source: str, environ: Mapping[str, str]) -> Found
         raise ConfigError((Problem(source, document.line, "models", "holds no model"),))
     found = Found(source)
     for key, value in document.mapping.items():
-        if key in _FILE_NOTES:
+        if key in _FILE_NOTES and value.text not in _OFF:
             found.note(value.line, key, _FILE_NOTES[key])
-        elif key not in _HANDLED_OF_FILE | _NOTHING:
+        elif key not in _HANDLED_OF_FILE | _NOTHING | _FILE_NOTES.keys():
             found.note(value.line, key, _UNKNOWN)
     reading = _Reading(found, document, text.splitlines(), environ)
     found.drafts += [reading.draft(name, model) for name, model in models.mapping.items()]
@@ -104,7 +106,7 @@ class _Reading:
         title = f"model {json.dumps(name, ensure_ascii=False)} of {found.source}:{model.line}"
         draft = Draft(name, model.line, title, [remark for remark in remarks if remark])
         for key, value in members.items():
-            if key in _MODEL_NOTES and value.text not in {"0", "false"}:
+            if key in _MODEL_NOTES and value.text not in _OFF:
                 found.say(draft, value.line, key, _MODEL_NOTES[key])
             elif key not in _HANDLED_OF_MODEL | _NOTHING | _MODEL_NOTES.keys():
                 found.say(draft, value.line, key, _UNKNOWN)
@@ -124,7 +126,7 @@ class _Reading:
     ) -> None:
         found, cmd = self.found, model.mapping.get("cmd")
         if cmd is None or not cmd.text.strip():
-            found.leave_out(draft, model.line, "cmd", "is missing")
+            found.leave_out(draft, (cmd or model).line, "cmd", "is missing")
             return
         try:
             command = read_command(macros.expand(_without_comments(cmd.text)))
@@ -188,7 +190,7 @@ def _read_times(draft: Draft, members: Mapping[str, Located], file: Mapping[str,
     ttl = own if has_own else file.get("globalTTL")
     ttl_s = _number(ttl) if ttl else 0
     shown = ("ttl" if has_own else "globalTTL") + f": {ttl_s}" if ttl else "no ttl"
-    draft.values["keep_alive"] = Value(f"{ttl_s}s" if ttl_s and ttl_s > 0 else "-1", shown)
+    draft.values["keep_alive"] = Value(f"{ttl_s}s" if ttl_s and ttl_s > 0 else FOREVER, shown)
     for layer in (members, file):
         timeout = layer.get("unloadTimeout")
         timeout_s = _number(timeout) if timeout else None

@@ -12,6 +12,7 @@ from functools import partial
 
 from kvsup.errors import ConfigError, Problem
 from kvsup.importing.arguments import TRUE, Pair, of_pairs
+from kvsup.importing.commandline import FOREVER
 from kvsup.importing.found import Draft, Found, Setting, Value
 from kvsup.llama.helptext import Argument
 
@@ -60,7 +61,7 @@ def read_router_ini(text: str, source: str) -> Found:
             if pair[0] in _OF_ROUTER:
                 del pairs[pair[0]]
                 _read_of_router(found, draft, pair)
-        draft.values["keep_alive"] = Value("-1", "the router unloads only for others")
+        draft.values["keep_alive"] = Value(FOREVER, "the router unloads only for others")
         draft.settings = partial(_settings, pairs=tuple(pairs.values()))
         found.drafts.append(draft)
     found.note(None, "port", "the router's clients ask port 8080; kvsup listens on 11434, see port")

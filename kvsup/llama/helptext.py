@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _ENTRY = re.compile(r"^(--?[a-zA-Z][\w.-]*(?:, +--?[a-zA-Z][\w.-]*)*)(| \S.*)$")
+_TWO = re.compile(r"[A-Z]+ [A-Z]+")
 _TEXT_COLUMN = re.compile(r" {2,}")
 _VARIABLE = re.compile(r"\(env: ([A-Z][A-Z0-9_]*)\)")
 _REMOVED = re.compile(
@@ -32,9 +33,9 @@ class Argument:
     """What to use instead of an argument that is only listed to say that it is gone."""
 
     @property
-    def takes_value(self) -> bool:
-        """Say whether a value follows it."""
-        return bool(self.hint)
+    def n_values(self) -> int:
+        """How many values follow it: ``START END`` are two."""
+        return 2 if _TWO.fullmatch(self.hint) else int(bool(self.hint))
 
 
 def parse_arguments(help_text: str) -> Mapping[str, Argument]:

@@ -62,7 +62,7 @@ def _models(store: Path, path: Path) -> Iterator[StoredModel]:
     try:
         manifest = _json(path)
         config = _json(_blob(store, manifest["config"]))
-        layers = [(_kind(layer), str(_blob(store, layer))) for layer in manifest["layers"]]
+        layers = [(_kind(layer), str(_blob(store, layer))) for layer in manifest["layers"] or ()]
         texts = dict(layers)
         yield StoredModel(
             name=name,
@@ -75,7 +75,8 @@ def _models(store: Path, path: Path) -> Iterator[StoredModel]:
             parameters=_json(Path(texts["params"])) if "params" in texts else {},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        yield StoredModel(name, str(path), (), problem=f"its manifest cannot be read: {error!r}")
+        what = f"its manifest cannot be read: {type(error).__name__}: {error}"
+        yield StoredModel(name, str(path), (), problem=what)
 
 
 def _kind(layer: Mapping[str, Any]) -> str:
