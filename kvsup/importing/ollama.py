@@ -6,7 +6,7 @@ template (server/images.go, manifest/, 2026-08). The files stay where they are.
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvsup.config import HostConfig
@@ -14,6 +14,7 @@ from kvsup.decode import Source, decode_host
 from kvsup.environment import ignored_variables, read_environment
 from kvsup.errors import Problem
 from kvsup.importing.found import Draft, Found, Value
+from kvsup.kvtypes import parse_kv_pair
 from kvsup.ollama.names import DEFAULT_TAG
 from kvsup.ollama.options import OPTIONS, check_options
 
@@ -69,18 +70,11 @@ def read_env_file(text: str, source: str) -> dict[str, Variable]:
     goes on in the next (systemd.exec(5), systemd.syntax(7)).
     """
     variables: dict[str, Variable] = {}
-    lines = text.splitlines()
-    for number, line in enumerate(lines, start=1):
-        if line.lstrip()[:1] in {"", "#", ";"}:
-            continue
-        whole, following = line, number
-        while whole.endswith("\\") and following < len(lines):
-            whole = f"{whole[:-1]} {lines[following]}"
-            following += 1
-        if unit := _UNIT_LINE.match(whole):
+    for number, line in _whole_lines(text):
+        if unit := _UNIT_LINE.match(line):
             try:
                 words = shlex.split(unit[1])
-            except ValueError:
+            except ValueError:  # a quote without its end: systemd leaves the line out, too
                 words = []
             pairs = [word.partition("=")[::2] for word in words if "=" in word]
         elif plain := _PLAIN_LINE.match(line):
@@ -90,6 +84,21 @@ def read_env_file(text: str, source: str) -> dict[str, Variable]:
         for name, value in pairs:
             variables[name] = Variable(value, source, number)
     return variables
+
+
+def _whole_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield each line that is no comment with its number, joined to those that it goes on in."""
+    first, begun = 0, ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip()[:1] in {"#", ";"}:
+            continue
+        first = first if begun else number
+        begun += line.removesuffix("\\")
+        if line.endswith("\\"):
+            begun += " "
+            continue
+        yield first, begun
+        begun = ""
 
 
 def read_ollama(
@@ -191,11 +200,18 @@ def _read_parameter(found: Found, draft: Draft, name: str, value: object) -> Non
             found.say(draft, None, shown, f"{problem}; dropped")
         else:
             draft.options[name] = Value(value, "parameter")
-    elif name == "draft_num_predict":
-        held = draft.values.get("extra_args", Value([])).value
-        draft.values["extra_args"] = Value([*held, "--spec-draft-n-max", str(value)], "layers")
+    elif option.kind == "string":
+        try:
+            draft.values[option.key] = Value(str(parse_kv_pair(str(value))), f"parameter {name}")
+        except ValueError as error:
+            found.say(draft, None, shown, f"{error}; dropped")
     elif isinstance(value, bool) == (option.kind == "boolean") and isinstance(value, (int, float)):
         plain = value if isinstance(value, bool) else int(value)
+        if name == "draft_num_predict":
+            held = draft.values.get("extra_args", Value([])).value
+            words = [*held, "--spec-draft-n-max", str(plain)]
+            draft.values["extra_args"] = Value(words, "no key of kvsup's")
+            return
         if name == "num_ctx":
             plain = max(4, plain)
         if isinstance(plain, bool) or plain >= (0 if name in {"num_gpu", "main_gpu"} else 1):

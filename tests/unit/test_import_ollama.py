@@ -88,7 +88,7 @@ def test_variables_without_equivalent_are_told_with_what_to_use() -> None:
 
 
 def test_layers_become_keys() -> None:
-    """Weights, projector, draft and adapters by path, the first of each; the system prompt as text."""
+    """Weights, projector, draft and adapters by path; the system prompt as text."""
     layers = ("model", "projector", "draft", "adapter", "license", "template", "messages")
 
     files, notes = of(model(*layers, system='Say "hi"\nonce.\t\x07'))
