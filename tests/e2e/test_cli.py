@@ -30,7 +30,7 @@ extra_args = ["--poll", "much"]
 
 COMMANDS = (
     "run", "check", "argv", "list", "ps", "show", "stop", "reset", "reload", "logs", "doctor",
-    "setup", "schema", "version",
+    "setup", "schema", "version", "import",
 )  # fmt: skip
 WITH_JSON = ("check", "list", "ps", "doctor", "version")
 

@@ -1,5 +1,6 @@
 """Configurations of llama-swap as kvsup's files, and what of them has no equivalent."""
 
+import re
 from functools import partial
 
 import pytest
@@ -204,3 +205,14 @@ def test_names_are_made_valid_and_each_has_one_model() -> None:
         "x:y-z",
     ]
     assert any("'a-b' is another model's name" in str(note) for note in found.all_notes)
+
+
+def test_example_of_the_document_is_what_an_import_writes() -> None:
+    """docs/import.md shows a configuration, and the file that it becomes."""
+    document = (GOLDEN.parents[1] / "docs/import.md").read_text("utf-8")
+    (there,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    (here,) = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
+
+    files = imported(read_llama_swap(there, "llama-swap.yaml", {}))
+
+    assert files == {"qwen3.toml": here}
