@@ -11,7 +11,7 @@ import yaml
 
 from kvsup.errors import ConfigError, Problem
 
-MAX_CHARACTERS = 1 << 20
+MAX_CHARACTERS = 1 << 18
 MAX_VALUES = 50_000
 MAX_DEPTH = 50
 
