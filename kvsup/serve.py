@@ -166,8 +166,7 @@ class Supervisor:
             tasks.start_soon(self._prober().run)
             tasks.start_soon(self._reloader.watch)
             tasks.start_soon(self._notifier.keep_alive)
-            gc.collect()
-            gc.freeze()
+            gc.freeze()  # what was loaded stays: later collections need not look at it
             listening()
             self._notifier.ready(self._reloader.status)
             await server.serve(sockets=[listener])

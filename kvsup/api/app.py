@@ -32,6 +32,7 @@ from kvsup.api.passthrough import (
     NATIVE_DIALECT,
     OPENAI_DIALECT,
     Dialect,
+    FetchImage,
     PassthroughHandlers,
 )
 from kvsup.api.router import RouterHandlers
@@ -42,7 +43,6 @@ from kvsup.keys import KeyRing
 from kvsup.ollama.access import OriginRules
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
-from kvsup.runtime.images import Images
 from kvsup.runtime.warming import Store as KVStore
 
 _GET, _POST, _BOTH = {"GET"}, {"POST"}, {"GET", "HEAD"}
@@ -101,7 +101,7 @@ def create_app(
         patience_s=host.client_timeout_s,
         folder=state_dir,
     )
-    routes = _routes(fleet, store, chronicle, room=room, images=Images(host.image_hosts))
+    routes = _routes(fleet, store, chronicle, room=room, fetch=_fetcher(host.image_hosts))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
     app.router.redirect_slashes = False
     return Guard(
@@ -114,8 +114,17 @@ def create_app(
     )
 
 
+def _fetcher(hosts: Sequence[str]) -> FetchImage | None:
+    """Return what fetches images from ``hosts``; None, and nothing loaded, where there are none."""
+    if not hosts:
+        return None
+    from kvsup.runtime.images import Images  # noqa: PLC0415 - httpx is slow to load, few need it
+
+    return Images(hosts).fetch
+
+
 def _routes(
-    fleet: Fleet, store: Store, chronicle: Chronicle, *, room: BodyRoom, images: Images
+    fleet: Fleet, store: Store, chronicle: Chronicle, *, room: BodyRoom, fetch: FetchImage | None
 ) -> list[BaseRoute]:
     def serve(
         path: str, handler: Handler, methods: set[str] = _POST, shape: ErrorShape = OLLAMA
@@ -130,7 +139,7 @@ def _routes(
         fleet, folder=store.folder, trash=store.trash, reload=store.reload, kept=store.kept
     )
     kept = KeptHandlers(fleet, store.kept, is_stopping=store.is_stopping)
-    passthrough, router = PassthroughHandlers(fleet, images=images), RouterHandlers(fleet)
+    passthrough, router = PassthroughHandlers(fleet, fetch=fetch), RouterHandlers(fleet)
     control = ControlHandlers(fleet, store.kept, reload=store.reload, refusal=store.refusal)
     why = WhyHandlers(fleet, chronicle)
     return [

@@ -28,12 +28,17 @@ from kvsup.ollama.names import full_name
 from kvsup.ollama.options import given_fields
 from kvsup.openai import forms, transcriptions
 from kvsup.openai import requests as openai_requests
-from kvsup.openai.addresses import Addressed, names_an_address
+from kvsup.openai.addresses import Addressed, Image, names_an_address
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
-from kvsup.runtime.images import MAX_IMAGES, Images
 from kvsup.runtime.keeping import Kept
 from kvsup.runtime.upstream import Response, Upstream
+
+FetchImage = Callable[[str], Awaitable[Image]]
+"""Returns the image at an address."""
+
+_MAX_IMAGES = 16
+"""Addresses in one request."""
 
 _UPSTREAM = "/upstream/"
 
@@ -100,11 +105,11 @@ NATIVE_DIALECT = Dialect(OPENAI, _prepare_native)
 
 
 class PassthroughHandlers:
-    """llama-server's own APIs on one fleet."""
+    """llama-server's own APIs on one fleet; images by address where ``fetch`` is given."""
 
-    def __init__(self, fleet: Fleet, *, images: Images) -> None:
+    def __init__(self, fleet: Fleet, *, fetch: FetchImage | None) -> None:
         self._fleet = fleet
-        self._images = images
+        self._fetch = fetch
 
     def of(self, dialect: Dialect) -> Callable[[Exchange], Awaitable[None]]:
         """Return what answers a POST of ``dialect`` from the model that its body names."""
@@ -213,12 +218,12 @@ class PassthroughHandlers:
         """Return ``body`` with the images in it that it names by address, if any."""
         if not names_an_address(body):
             return body
-        if not self._images.is_on:
+        if self._fetch is None:
             raise RequestError(_NO_ADDRESSES)
         addressed = Addressed(body)
-        if len(addressed.addresses) > MAX_IMAGES:
-            raise RequestError(f"a request may name {MAX_IMAGES} images by URL")
-        fetched = {address: await self._images.fetch(address) for address in addressed.addresses}
+        if len(addressed.addresses) > _MAX_IMAGES:
+            raise RequestError(f"a request may name {_MAX_IMAGES} images by URL")
+        fetched = {address: await self._fetch(address) for address in addressed.addresses}
         return addressed.with_images(fetched)
 
     def _name(self, name: str | None, *, is_native: bool) -> str:

@@ -1,11 +1,17 @@
-"""Ask a running kvsup; its address comes from kvsup.toml and the environment, as ``run`` has it."""
+"""Ask a running kvsup; its address comes from kvsup.toml and the environment, as ``run`` has it.
 
+By the standard library: httpx takes longer to load than kvsup to answer.
+"""
+
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote, urlencode, urlsplit
 
-import httpx
 import typer
 
 from kvsup.errors import KvsupError
@@ -17,31 +23,44 @@ from kvsup.runtime.paths import address_file, config_dir, state_dir, url_of
 KEY_VARIABLE = "KVSUP_API_KEY"
 """Variable with the API key that the command line sends."""
 
+_CONNECT_TIMEOUT_S = 5.0
+"""For an answer there is none: a log can be silent for hours."""
+
+_AS_IS = "/:%?=&+"
+"""Of a path and its query; names may have other signs."""
+
+_PIECE_BYTES = 256 << 10
+
+_UNREACHABLE = (OSError, HTTPException)
+
 
 def get(path: str) -> Any:
     """Return the JSON answer of a GET."""
-    return _checked(_send("GET", path)).json()
+    return _json_of("GET", path)
 
 
 def get_if_running(path: str) -> Any | None:
     """Return the JSON answer of a GET; None where no kvsup answers, or what answers is none."""
     try:
-        with _client() as client:
-            answer = client.get(path)
-    except httpx.TransportError:
+        with _answer("GET", path) as answer:
+            content_type = answer.headers.get("content-type", "")
+            data = answer.read()
+    except _UNREACHABLE:
         return None
-    is_json = answer.headers.get("content-type", "").startswith("application/json")
-    return _checked(answer).json() if is_json else None
+    if not content_type.startswith("application/json"):
+        _check(answer, data)
+        return None
+    return json.loads(_check(answer, data))
 
 
 def delete_if_running(path: str, query: Mapping[str, str]) -> Any | None:
     """Return the JSON answer of a DELETE; None where no kvsup answers."""
     try:
-        with _client() as client:
-            answer = client.delete(path, params=dict(query))
-    except httpx.TransportError:
+        with _answer("DELETE", f"{path}?{urlencode(query)}") as answer:
+            data = answer.read()
+    except _UNREACHABLE:
         return None
-    return _checked(answer).json()
+    return json.loads(_check(answer, data))
 
 
 def save_if_running(
@@ -52,39 +71,38 @@ def save_if_running(
     Raises:
         KvsupError: it refused, or the answer broke off.
     """
-    try:
-        with _client() as client, client.stream("GET", path, params=dict(query)) as answer:
-            if answer.is_error:
-                answer.read()
-            try:
-                for piece in _checked(answer).iter_bytes():
-                    write(piece)
-            except httpx.TransportError as error:
-                raise KvsupError(f"the answer broke off: {error}; see the log of kvsup") from error
-    except httpx.TransportError:
-        return False
+    with ExitStack() as stack:
+        try:
+            answer = stack.enter_context(_answer("GET", f"{path}?{urlencode(query, doseq=True)}"))
+        except _UNREACHABLE:
+            return False
+        if answer.status >= 400:
+            _check(answer, answer.read())
+        while piece := _piece(answer):
+            write(piece)
     return True
 
 
 def put(path: str, body: BinaryIO) -> Any:
     """Return the JSON answer of a PUT of a file, which is read while it is sent."""
-    return _checked(_send("PUT", path, content=body)).json()
+    return _json_of("PUT", path, body)
 
 
 def post(path: str, body: Mapping[str, object]) -> Any:
     """Return the JSON answer of a POST."""
-    return _checked(_send("POST", path, json=dict(body))).json()
+    return _json_of("POST", path, json.dumps(body).encode())
 
 
 def lines(path: str, *, lines: int, follow: bool) -> Iterator[str]:
     """Yield the lines of a text answer as they come."""
-    query: dict[str, str] = {"lines": str(lines), **({"follow": "1"} if follow else {})}
+    query = {"lines": str(lines), **({"follow": "1"} if follow else {})}
     try:
-        with _client() as client, client.stream("GET", path, params=query) as answer:
-            if answer.is_error:
-                answer.read()
-            yield from _checked(answer).iter_lines()
-    except httpx.TransportError as error:
+        with _answer("GET", f"{path}?{urlencode(query)}") as answer:
+            if answer.status >= 400:
+                _check(answer, answer.read())
+            for line in answer:
+                yield line.decode("utf-8", "replace").rstrip("\r\n")
+    except _UNREACHABLE as error:
         raise _unreachable(error) from error
 
 
@@ -103,12 +121,47 @@ def base_url() -> str:
         return url_of(host.host, host.port)
 
 
-def _client() -> httpx.Client:
-    """Return a client that waits for answers: a log can be silent for hours."""
-    waiting = httpx.Timeout(None, connect=5.0)
-    key = _manage_key()
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=base_url(), headers=headers, timeout=waiting, trust_env=False)
+@contextmanager
+def _answer(method: str, path: str, body: bytes | BinaryIO | None = None) -> Iterator[HTTPResponse]:
+    """Send a request, and give the head of its answer.
+
+    Raises:
+        OSError: nobody is there.
+        HTTPException: who is there speaks no HTTP.
+    """
+    where, key = urlsplit(base_url()), _manage_key()
+    connection = HTTPConnection(
+        where.hostname or "", where.port, timeout=_CONNECT_TIMEOUT_S, blocksize=_PIECE_BYTES
+    )
+    try:
+        connection.connect()
+        connection.sock.settimeout(None)
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        if isinstance(body, bytes):
+            headers["Content-Type"] = "application/json"
+        elif body is not None:
+            headers["Content-Length"] = str(os.fstat(body.fileno()).st_size)
+        with suppress(BrokenPipeError, ConnectionResetError):  # refused before it has all
+            connection.request(method, quote(path, safe=_AS_IS), body, headers)
+        yield connection.getresponse()
+    finally:
+        connection.close()
+
+
+def _piece(answer: HTTPResponse) -> bytes:
+    """Return the next bytes of an answer, none at its end.
+
+    Raises:
+        KvsupError: it broke off.
+    """
+    try:
+        piece = answer.read(_PIECE_BYTES)
+    except _UNREACHABLE as error:
+        raise KvsupError(f"the answer broke off: {error}; see the log of kvsup") from error
+    if not piece and answer.length:
+        missing = f"{answer.length} bytes are missing"
+        raise KvsupError(f"the answer broke off: {missing}; see the log of kvsup")
+    return piece
 
 
 def _manage_key() -> str | None:
@@ -125,27 +178,29 @@ def _manage_key() -> str | None:
     return None if host.api_keys is None else read_manage_key(Path(host.api_keys))
 
 
-def _send(method: str, path: str, **arguments: Any) -> httpx.Response:
+def _json_of(method: str, path: str, body: bytes | BinaryIO | None = None) -> Any:
     try:
-        with _client() as client:
-            return client.request(method, path, **arguments)
-    except httpx.TransportError as error:
+        with _answer(method, path, body) as answer:
+            data = answer.read()
+    except _UNREACHABLE as error:
         raise _unreachable(error) from error
+    return json.loads(_check(answer, data))
 
 
-def _unreachable(error: httpx.TransportError) -> typer.Exit:
+def _unreachable(error: OSError | HTTPException) -> typer.Exit:
     reason = f"no kvsup answers on {base_url()}: {error}; start it: kvsup run"
     typer.echo(f"kvsup: {reason}", err=True)
     return typer.Exit(3)
 
 
-def _checked(answer: httpx.Response) -> httpx.Response:
-    if answer.is_error:
+def _check(answer: HTTPResponse, data: bytes) -> bytes:
+    """Return the body of an answer that is no error."""
+    if answer.status >= 400:
         try:
-            message = answer.json()["error"]
-        except (ValueError, KeyError):
-            message = f"HTTP {answer.status_code}: {answer.text}"
-        if answer.status_code in {401, 403}:
+            message = json.loads(data)["error"]
+        except (ValueError, KeyError, TypeError):
+            message = f"HTTP {answer.status}: {data.decode('utf-8', 'replace')}"
+        if answer.status in {401, 403}:
             message = f"{message}; set {KEY_VARIABLE} to a key of scope manage"
         raise KvsupError(str(message))
-    return answer
+    return data

@@ -23,6 +23,7 @@ from kvsup.cli.arguments import (
     configuration_of,
     plan_of,
 )
+from kvsup.cli.coercion import spare_pydantic
 from kvsup.errors import ConfigError, KvsupError
 
 app = typer.Typer(
@@ -37,8 +38,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line and exit."""
+    command = typer.main.get_command(app)
+    spare_pydantic(command)
     try:
-        app()
+        command()
     except ConfigError as error:
         _fail(str(error) if error.problems else f"kvsup: {error}", code=2)
     except KvsupError as error:

@@ -20,9 +20,6 @@ import httpx
 
 from kvsup.errors import RequestError
 
-MAX_IMAGES = 16
-"""Addresses in one request."""
-
 MAX_IMAGE_BYTES = 20 << 20
 TIMEOUT_S = 20.0
 """For one image, with its redirects."""
@@ -87,11 +84,6 @@ class Images:
         self._hosts = [host.lower() for host in hosts]
         self._resolve = resolve
         self._tls: ssl.SSLContext | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Say whether any host is listed."""
-        return bool(self._hosts)
 
     async def fetch(self, url: str) -> Image:
         """Return the image at ``url``.

@@ -24,7 +24,6 @@ from kvsup.openai import requests as openai_requests
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
-from kvsup.runtime.images import Images
 from kvsup.runtime.kvfiles import KVFiles
 from kvsup.runtime.making import make_instance
 from kvsup.runtime.remembered import Remembered
@@ -153,7 +152,7 @@ def _app_routes() -> list[Route]:
         store,
         Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None),
         room=BodyRoom(max_body_bytes=1024, max_bodies_bytes=4096, patience_s=60.0, folder=nowhere),
-        images=Images(()),
+        fetch=None,
     )
     return [route for route in routes if isinstance(route, Route)]
 

@@ -149,7 +149,6 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "",
         "typer",
         "rich",
-        "httpx",
         "tomli",
         "tomlkit",
         "anyio",
