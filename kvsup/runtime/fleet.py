@@ -1,8 +1,7 @@
 """All instances: who is leased, who waits, who is loaded, evicted, unloaded or replaced.
 
 What is decided is ``kvsup/scheduling.py``'s; here it is carried out and recorded without awaiting,
-so no lock is needed: between two awaits asyncio code is alone. What takes time (stop, start) is
-done by the instances' own tasks, whose news call ``_schedule`` again.
+so no lock is needed. What takes time the instances' own tasks do, whose news call ``_schedule``.
 """
 
 import logging
@@ -26,6 +25,7 @@ from kvsup.residency import Budget, idle_due, next_due_s
 from kvsup.runtime.instance import Instance
 from kvsup.runtime.news import News
 from kvsup.runtime.queue import Queue, Queued, Request
+from kvsup.runtime.readahead import ReadAhead
 from kvsup.runtime.room import Residents, budget_now
 from kvsup.runtime.roster import Roster, supersedes
 from kvsup.runtime.succession import Succession
@@ -53,6 +53,7 @@ class Fleet:
         self._succession = Succession(self._roster, self._resident)
         self._residents = Residents(self._resident)
         self._queue = Queue()
+        self._read_ahead = ReadAhead(self._resident, host=lambda: self._host)
         self._again_s = math.inf
         self._tasks: TaskGroup | None = None
         self._news = News()
@@ -224,6 +225,7 @@ class Fleet:
         """
         async with anyio.create_task_group() as self._tasks:
             task_status.started()
+            self._tasks.start_soon(self._read_ahead.run)
             for plan in self.plans():
                 if plan.model.preload:
                     self.load(plan.name)
@@ -258,6 +260,7 @@ class Fleet:
                 if refusal := self._refusal(request):
                     self._queue.refuse(request, refusal)
             is_settled = not self._carry_out_one_schedule()
+        self._read_ahead.want(request.instance for request in self._queue)
 
     def _carry_out_one_schedule(self) -> bool:
         """Do what is to be done now; say whether something was started, so that more may be."""

@@ -16,7 +16,7 @@ PURE = (
     "plan", "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
     "measures", "capacity", "placement", "architectures", "kvlooks", "slowpaths", "kvchoice",
     "divergence", "pareto", "history", "why", "ladder", "settling", "watchdog", "filenames",
-    "modelfile", "warmth", "eventlines", "importing",
+    "modelfile", "warmth", "eventlines", "importing", "readahead",
 )  # fmt: skip
 """Modules without clock, log, disk or ``await``, beside ``llama`` and ``ollama``."""
 
@@ -75,6 +75,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "modelshape",
         "ollama",
     ),
+    "readahead": (),
     "modelfile": ("config", "gguf", "memory", "modelshape"),
     "filenames": (),
     "warmth": ("modelshape",),
