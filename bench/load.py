@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from tests.running import RunningKvsup, eventually
 
 POLL_S = 0.002
 TIMEOUT_S = 60.0
+_KEPT = "--slot-save-path"
 MODEL_TOML = """\
 model = "kvsup:SmolLM2-135M-Instruct.Q4_1.gguf"
 kv_cache_type = "q8_0:q5_1"
@@ -73,11 +74,22 @@ def through_kvsup(kvsup: RunningKvsup) -> float:
         return time.perf_counter() - started_s
 
 
-def by_hand(plan: Plan) -> tuple[float, float]:
-    """Return the seconds until it is ready, and until the first byte."""
+def by_hand(
+    plan: Plan, *, argv: Sequence[str] | None = None, poll_s: float = POLL_S
+) -> tuple[float, float]:
+    """Return the seconds until it is ready, and until the first byte.
+
+    Args:
+        plan: what is run.
+        argv: another command line than that of the plan.
+        poll_s: how often it is asked whether it is ready.
+    """
+    Path(plan.socket).parent.mkdir(parents=True, exist_ok=True)
+    if _KEPT in plan.argv:  # llama-server wants the folder to be there
+        Path(plan.argv[plan.argv.index(_KEPT) + 1]).mkdir(parents=True, exist_ok=True)
     started_s = time.perf_counter()
     with subprocess.Popen(
-        plan.argv,
+        argv or plan.argv,
         env=dict(plan.environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -86,7 +98,7 @@ def by_hand(plan: Plan) -> tuple[float, float]:
         while not is_ready(plan.socket):
             if process.poll() is not None or time.perf_counter() - started_s > TIMEOUT_S:
                 raise RuntimeError(f"llama-server does not get ready: {process.returncode}")
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
         ready_s = time.perf_counter() - started_s
         with connect(plan.socket) as connection:
             await_first_byte(connection)
@@ -144,15 +156,19 @@ def main() -> None:
         "added by kvsup": added,
     }
     head = (f"cold load, {plan.binary.label}", "median ms", "range ms")
-    print_table(head, ((name, _ms(statistics.median(s)), _span(s)) for name, s in rows.items()))
+    print_table(
+        head, ((name, milliseconds(statistics.median(s)), span_ms(s)) for name, s in rows.items())
+    )
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Return a duration for a table."""
     return f"{seconds * 1e3:.1f}"
 
 
-def _span(seconds: list[float]) -> str:
-    return f"{_ms(min(seconds))} to {_ms(max(seconds))}"
+def span_ms(seconds: list[float]) -> str:
+    """Return the least and the greatest, for a table."""
+    return f"{milliseconds(min(seconds))} to {milliseconds(max(seconds))}"
 
 
 if __name__ == "__main__":
