@@ -119,7 +119,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     model: Annotated[
         str,
         _doc(
-            "GGUF file: a path (~ or relative to this file), the first of a split, or kvsup:NAME."
+            "GGUF file: a path (~ or relative to this file), the first of a split; or kvsup:NAME,"
+            " ollama:NAME, hf:ORG/REPO:TAG."
         ),
     ]
     mmproj: Annotated[str | None, _doc("Projector GGUF for images or audio.")] = None
@@ -261,7 +262,15 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         default_factory=WatchdogConfig
     )
     source: Annotated[str, _HIDDEN] = ""
-    """File that the model came from; not a key."""
+    """File that the model came from, or how a store names it; not a key."""
+
+
+class SourcesConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Stores whose models are served without a file for each (``[sources]``)."""
+
+    ollama: Annotated[bool | str, _doc("Ollama's store: true, or its folder.")] = False
+    huggingface: Annotated[bool | str, _doc("Hugging Face's cache: true, or its folder.")] = False
+    folders: Annotated[tuple[str, ...], _doc("Folders of GGUF files.")] = ()
 
 
 class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -302,6 +311,9 @@ class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image_hosts: Annotated[
         tuple[str, ...], _doc("Hosts from which kvsup fetches images that a request names by URL.")
     ] = ()
+    sources: Annotated[SourcesConfig, _doc("Stores whose models are served as they are.")] = field(
+        default_factory=SourcesConfig
+    )
     max_loaded_models: Annotated[
         Positive | None,
         _doc("Models in memory at once; absent: memory decides."),

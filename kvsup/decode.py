@@ -4,7 +4,7 @@ Pure: texts and tables in, values and problems out. Reading files is ``runtime/c
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -124,7 +124,7 @@ def decode_host(file: Source | None, environment: Source) -> tuple[HostConfig, l
 
 
 def decode_models(
-    file: Source, host: Table, *, stem: str
+    file: Source, host: Table, *, stem: str, stored: Callable[[Any], Table] = lambda _: {}
 ) -> tuple[list[ModelConfig], list[Problem]]:
     """Return the model of ``file`` and its variants.
 
@@ -134,20 +134,50 @@ def decode_models(
         file: the model's file.
         host: the host's TOML table, environment included; its shared keys are defaults here.
         stem: the file's name without suffix, the model's name if it gives none.
+        stored: what a store says of the weights that ``model`` names: keys under the file's own.
     """
     problems: list[Problem] = []
     decoder = _Decoder(file, problems)
     own = {key: value for key, value in file.table.items() if key != "variants"}
     decoder.struct(ModelConfig, own, "")
     shared = {key: host[key] for key in SHARED_KEYS if key in host}
-    base = {"name": stem, **shared, **own}
+    base = {"name": stem, **own}
     tables = [base]
     for variant, table in _variants(file, problems):
         decoder.struct(ModelConfig, {"model": "", **table}, f"variants.{variant}.")
         name = variant_name(str(base["name"]), variant)
         tables.append({**overlay(base, table), "name": name})
-    models = [_quietly(ModelConfig, table) for table in tables]
+    laid = [{**shared, **_over(stored(table.get("model")), table)} for table in tables]
+    models = [_quietly(ModelConfig, table) for table in laid]
     return [msgspec.structs.replace(m, source=file.name) for m in models if m], problems
+
+
+def decode_stored(name: str, table: Table, host: Table, *, source: str) -> ModelConfig:
+    """Return a model that no file describes, with what a store and the host say of it.
+
+    Args:
+        name: that it is served under.
+        table: TOML keys, ``model`` among them.
+        host: as for ``decode_models``.
+        source: how a file would name it.
+
+    Raises:
+        ValueError: what the store says is wrong.
+    """
+    shared = {key: host[key] for key in SHARED_KEYS if key in host}
+    decoder = _Decoder(Source("", {}), [])
+    model = decoder.struct(ModelConfig, {**shared, **table, "name": name}, "")
+    for problem in decoder.problems:
+        raise ValueError(f"{problem.key} {problem.message}")
+    assert model is not None, "the caller names its weights"  # noqa: S101 - a bug of ours
+    return msgspec.structs.replace(model, source=source)
+
+
+def _over(stored: Table, table: Table) -> dict[str, Any]:
+    """Return ``table`` over what a store says; arguments that it needs stay in front."""
+    merged = overlay(stored, table)
+    needed, own = stored.get("extra_args", []), table.get("extra_args")
+    return {**merged, "extra_args": [*needed, *own]} if needed and isinstance(own, list) else merged
 
 
 def _variants(file: Source, problems: list[Problem]) -> Iterator[tuple[str, Table]]:

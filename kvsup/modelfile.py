@@ -31,6 +31,10 @@ class ModelFile:
     """Those of all parts."""
     has_fim_tokens: bool = False
     """Whether the vocabulary has tokens to fill in a middle with."""
+    licenses: tuple[str, ...] = ()
+    """Paths of texts, where a store has them."""
+    suspicion: str = ""
+    """What is a likely cause if it does not load; empty where nothing is known."""
     draft: "ModelFile | None" = None
     """The draft model's weights, of which only shape and size are of interest."""
 

@@ -3,30 +3,28 @@
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from kvsup.checks import Finding, kv_setup, model_findings, name_clashes, refusals
-from kvsup.config import HostConfig, ModelConfig
-from kvsup.decode import Source, decode_host, decode_models, variant_name
+from kvsup.checks import Finding, name_clashes
+from kvsup.config import HostConfig, ModelConfig, SourcesConfig
+from kvsup.decode import Source, decode_host, decode_models, decode_stored, variant_name
 from kvsup.environment import read_environment
 from kvsup.errors import ConfigError, Problem
 from kvsup.keys import KeyRing
-from kvsup.kvchoice import choose
-from kvsup.llama.binary import Binary
 from kvsup.ollama.access import OriginRules
-from kvsup.plan import Plan, make_plan
+from kvsup.ollama.names import lookup_keys
+from kvsup.plan import Plan
 from kvsup.runtime import paths
-from kvsup.runtime.binaries import default_binary, probe
 from kvsup.runtime.keyfile import read_keys
-from kvsup.runtime.knowledge import machine_of
-from kvsup.runtime.learning import learnt_types
-from kvsup.runtime.modelfile import read_model_file
-from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.planning import Planning
+from kvsup.runtime.stores import Offer, Stores
 from kvsup.runtime.tomlfile import read_toml
+from kvsup.stores.stored import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,10 @@ class Configuration:
     """Who may call; None where no key is asked for."""
     read_ns: int = 0
     """When its reading began, as files' times count."""
+    left_out: tuple[str, ...] = ()
+    """What lies in the sources and is not served, and why, a sentence each."""
+    watched: tuple[Path, ...] = ()
+    """Folders and files of the sources whose change may mean other models."""
 
 
 def read_configuration(
@@ -74,12 +76,24 @@ def read_configuration(
     keys = reading.keys(host, in_force=in_force.keys if in_force else None)
     state = in_force.state_dir if in_force else paths.state_dir(host.state_dir)
     run = in_force.run_dir if in_force else paths.run_dir(state)
-    models = reading.models(may_be_empty=in_force is not None)
-    plans = [reading.plan(model, source, state, run) for model, source in models]
+    planning = Planning(state, run, environ)
+    has_sources = host.sources != SourcesConfig()
+    models = reading.models(may_be_empty=in_force is not None or has_sources)
+    plans = [reading.plan(model, source, planning) for model, source in models]
+    found, offer = reading.offered(planning, [model for model, _ in models])
     if error := reading.error():
         raise error
-    made = tuple(plan for plan in plans if plan)
-    return Configuration(folder, host, made, state, run, keys, read_ns)
+    return Configuration(
+        folder,
+        host,
+        (*(plan for plan in plans if plan), *found),
+        state,
+        run,
+        keys,
+        read_ns,
+        left_out=offer.left_out,
+        watched=offer.watched,
+    )
 
 
 def toml_files(folder: Path) -> list[Path] | None:
@@ -125,8 +139,9 @@ class _Reading:
     files: Sequence[Path]
     """What is read of it, listed once: a folder that is replaced meanwhile is not an empty one."""
     _problems: list[Problem] = field(default_factory=list)
-    _binaries: dict[str, Binary | str] = field(default_factory=dict)
-    """What each path is, or why it cannot be used."""
+    _stored: dict[str, Stored] = field(default_factory=dict)
+    """Models of stores that files name, by the path of their weights."""
+    _stores: Stores = field(init=False)
     _environment: Source = field(init=False)
     _host_file: Source | None = field(init=False)
     """None, too, where it is there and cannot be read."""
@@ -158,6 +173,9 @@ class _Reading:
             OriginRules(host.origins)
         except ValueError as error:
             self._add("origins", str(error), self._environment)
+        self._stores = Stores(host.sources, self.environ, base=self.folder)
+        for key, message in self._stores.missing():
+            self._add(f"sources.{key}", message, self._host_file or self._environment)
         if host.state_dir is not None:
             state = str(_absolute(host.state_dir, self.folder))
             host = msgspec.structs.replace(host, state_dir=state)
@@ -187,14 +205,15 @@ class _Reading:
 
     def models(self, *, may_be_empty: bool) -> list[tuple[ModelConfig, Source]]:
         """Return every model and variant with the file it stands in."""
-        shared = {**self._environment.table, **(self._host_file.table if self._host_file else {})}
-        if isinstance(server := shared.get("llama_server"), str):
-            shared["llama_server"] = _program(server, self.folder)
+        shared = self._shared()
         models: list[tuple[ModelConfig, Source]] = []
         for path, source in self._model_files:
-            decoded, problems = decode_models(source, shared, stem=path.stem)
+            decoded, problems = decode_models(
+                source, shared, stem=path.stem, stored=self._said_by_store
+            )
             self._problems += problems
-            models += [(_with_paths(model, path.parent), source) for model in decoded]
+            located = (self._located(model, source, path.parent) for model in decoded)
+            models += [(model, source) for model in located if model is not None]
         sources = {id(model): source for model, source in models}
         for model, finding in name_clashes(model for model, _ in models):
             self._note(model, sources[id(model)], finding)
@@ -207,50 +226,64 @@ class _Reading:
             )  # fmt: skip
         return models
 
-    def plan(self, model: ModelConfig, source: Source, state: Path, run: Path) -> Plan | None:
+    def plan(self, model: ModelConfig, source: Source, planning: Planning) -> Plan | None:
         """Return the plan of ``model``, or None with its problems noted."""
-        path = model.llama_server or default_binary(paths.cache_dir())
-        binary = self._binary(path, state) if path else "none found; run kvsup setup"
-        file, findings = read_model_file(model)
-        if isinstance(binary, str):
-            findings.append(("llama_server", binary))
-        known = None if isinstance(binary, str) else binary
-        note, machine = "", None
-        if file is not None and known is not None:
-            machine = machine_of(Remembered(state), known, file, model)
-            model, note = choose(model, file.shape, machine)
-        draft = file.draft if file else None
-        findings += model_findings(
-            model,
-            binary=known,
-            shape=file.shape if file else None,
-            draft_shape=draft.shape if draft else None,
-        )
-        setup = kv_setup(
-            model,
-            binary=known,
-            shape=file.shape if file else None,
-            draft_shape=draft.shape if draft else None,
-        )
-        evidence = {
-            found.message: f"expected: {found.expected}; known from: {found.evidence}"
-            for found in refusals(setup)
-        }
-        for finding in findings:
-            self._note(model, source, finding, evidence=evidence.get(finding[1], ""))
-        if findings or file is None or known is None:
-            return None
-        return make_plan(
-            model,
-            known,
-            file,
-            inherited=self.environ,
-            run_dir=str(run),
-            kv_dir=str(paths.kv_dir(state)),
-            learnt=learnt_types(Remembered(state), known),
-            note=note,
-            machine=machine,
-        )
+        planned = planning.plan(model, self._stored.get(model.model))
+        for finding in planned.findings:
+            evidence = planned.evidence.get(finding[1], "")
+            self._note(model, source, finding, evidence=evidence)
+        return planned.plan
+
+    def offered(self, planning: Planning, taken: Iterable[ModelConfig]) -> tuple[list[Plan], Offer]:
+        """Return the plans of what the sources hold, but for names that files have ``taken``."""
+        names = {key for m in taken for n in (m.name, *m.aliases) for key in lookup_keys(n)[:1]}
+        offer, shared = self._stores.offer(), self._shared()
+        plans, left_out = [], list(offer.left_out)
+        for stored in offer.models:
+            if not names.isdisjoint(lookup_keys(stored.name)):
+                continue
+            try:
+                table = {"model": stored.weights, **stored.table}
+                model = decode_stored(stored.name, table, shared, source=stored.reference)
+            except ValueError as error:
+                left_out.append(f"{stored.reference}: {error}")
+                continue
+            if isinstance(wrong := planning.binary(model), str):
+                self._add("llama_server", wrong, self._host_file or self._environment)
+                break
+            planned = planning.plan(model, stored)
+            plans += [planned.plan] if planned.plan else []
+            left_out += [f"{stored.reference}: {message}" for _, message in planned.findings]
+        return plans, replace(offer, left_out=tuple(left_out))
+
+    def _shared(self) -> Mapping[str, Any]:
+        """Return the keys of the host that are defaults for every model, with paths."""
+        shared = {**self._environment.table, **(self._host_file.table if self._host_file else {})}
+        if isinstance(server := shared.get("llama_server"), str):
+            shared["llama_server"] = _program(server, self.folder)
+        return shared
+
+    def _said_by_store(self, named: object) -> Mapping[str, Any]:
+        """Return the keys that a store has for a model, if it is one of a store."""
+        try:
+            stored = self._stores.resolve(named) if isinstance(named, str) else None
+        except ValueError:  # told where the path is wanted
+            return {}
+        return stored.table if stored else {}
+
+    def _located(self, model: ModelConfig, source: Source, folder: Path) -> ModelConfig | None:
+        """Return ``model`` with absolute paths; None with a problem where a store has it not."""
+        found = {}
+        for key in ("model", "draft_model"):
+            try:
+                stored = self._stores.resolve(getattr(model, key) or "")
+            except ValueError as error:
+                self._note(model, source, (key, str(error)))
+                return None
+            if stored is not None:
+                self._stored[stored.weights] = stored
+                found[key] = stored.weights
+        return _with_paths(msgspec.structs.replace(model, **found), folder)
 
     def _source(self, path: Path) -> Source | None:
         """Return a TOML file, parsed; None with its problem noted."""
@@ -264,15 +297,6 @@ class _Reading:
         """Return the file of API keys that kvsup.toml names; it is no model's, wherever it lies."""
         named = self._host_file.table.get("api_keys") if self._host_file else None
         return _absolute(named, self.folder) if isinstance(named, str) else None
-
-    def _binary(self, path: str, state: Path) -> Binary | str:
-        """Return the binary at ``path``, asked once in this reading, or what is wrong with it."""
-        if path not in self._binaries:
-            try:
-                self._binaries[path] = probe(path, state=state, inherited=self.environ)
-            except ValueError as error:
-                self._binaries[path] = str(error)
-        return self._binaries[path]
 
     def _note(
         self, model: ModelConfig, source: Source, finding: Finding, *, evidence: str = ""

@@ -1,106 +1,151 @@
-"""Read the models of an Ollama store; nothing of it is ever written.
+"""Ollama's store of models, read as it is: manifests, and the files that they name."""
 
-``manifests/HOST/NAMESPACE/MODEL/TAG`` is JSON that names layers by digest, which lie in
-``blobs/sha256-HEX`` (manifest/, server/images.go, 2026-08).
-"""
-
-import json
-import re
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvsup.errors import ConfigError
-from kvsup.importing.ollama import StoredModel
-from kvsup.ollama.names import DEFAULT_HOST, DEFAULT_NAMESPACE, display_name
-
-_KIND = re.compile(r"application/vnd\.ollama\.image\.(\w+)")
-_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
-_MAX_BYTES = 4 << 20
-"""No manifest, parameters or system prompt is longer."""
-
-
-def store_of(named: str | None) -> Path:
-    """Return the folder of the store: the one named, else a user's, else that of the service.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    usual = (Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models"))
-    places = [Path(named).expanduser()] if named else list(usual)
-    try:
-        for place in places:
-            if (place / "manifests").is_dir():
-                return place
-    except OSError as error:
-        raise ConfigError(f"{error.filename} cannot be looked at: {error.strerror}") from error
-    looked = ", ".join(map(str, places))
-    raise ConfigError(f"no Ollama store in {looked}; name it: OLLAMA_MODELS=DIR, or --env-file")
+from kvsup.ollama.names import display_name, valid_name
+from kvsup.runtime.storefiles import files_in, folders_in, inside, read_small
+from kvsup.stores.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_TEXT_BYTES,
+    Blob,
+    Config,
+    Manifest,
+    decode_config,
+    decode_manifest,
+    decode_messages,
+    decode_params,
+)
+from kvsup.stores.parameters import settings_of
+from kvsup.stores.references import OLLAMA, OllamaName
+from kvsup.stores.stored import Stored
 
 
-def read_store(store: Path) -> list[StoredModel]:
-    """Return the models of a store by name.
+class OllamaStore:
+    """One folder with ``manifests`` and ``blobs``, of which nothing is ever changed."""
 
-    Raises:
-        ConfigError: its manifests cannot be listed.
-    """
-    try:
-        paths = sorted(store.joinpath("manifests").glob("*/*/*/*"))
-    except OSError as error:
-        raise ConfigError(f"{store} cannot be read: {error}") from error
-    return [model for path in paths for model in _models(store, path)]
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._manifests = root / "manifests"
 
+    def is_there(self) -> bool:
+        """Say whether there is such a store that can be read."""
+        return bool(folders_in(self._manifests))
 
-def _models(store: Path, path: Path) -> Iterator[StoredModel]:
-    """Yield the model of a manifest; a file whose place makes no name is none."""
-    host, namespace, model, tag = path.parts[-4:]
-    try:
-        name = display_name(f"{host}/{namespace}/{model}:{tag}")
-    except ValueError:
-        return
-    is_library = (host, namespace) == (DEFAULT_HOST, DEFAULT_NAMESPACE)
-    try:
-        manifest = _json(path)
-        config = _json(_blob(store, manifest["config"]))
-        layers = [(_kind(layer), str(_blob(store, layer))) for layer in manifest["layers"] or ()]
-        texts = dict(layers)
-        yield StoredModel(
-            name=name,
-            manifest=str(path),
-            layers=layers,
-            family=str(config.get("model_family", "")),
-            is_remote=bool(config.get("remote_host")),
-            is_library=is_library,
-            system=_text(Path(texts["system"])) if "system" in texts else None,
-            parameters=_json(Path(texts["params"])) if "params" in texts else {},
+    def folders(self) -> Iterator[Path]:
+        """Yield each folder in which a manifest may appear."""
+        levels = [self._manifests]
+        for _ in range(4):
+            yield from levels
+            levels = [inner for folder in levels for inner in folders_in(folder)]
+
+    def names(self) -> list[OllamaName]:
+        """Return the names of all models: of manifests that lie where a name would put them."""
+        found = []
+        for host in folders_in(self._manifests):
+            for namespace in folders_in(host):
+                for model in folders_in(namespace):
+                    for tag in files_in(model):
+                        parts = (host.name, namespace.name, model.name, tag.name)
+                        if valid_name(_spelled(parts)):
+                            found.append(OllamaName(*parts))
+        return found
+
+    def manifest_path(self, name: OllamaName) -> Path:
+        """Return where the manifest of a model lies."""
+        return self._manifests.joinpath(*name.parts)
+
+    def find(self, name: OllamaName) -> OllamaName | None:
+        """Return ``name`` as the disk spells it, whatever its case; None if it is not there."""
+        if self.manifest_path(name).is_file():
+            return name
+        wanted = [part.lower() for part in name.parts]
+        same = (n for n in self.names() if [part.lower() for part in n.parts] == wanted)
+        return next(same, None)
+
+    def stored(self, name: OllamaName) -> Stored:
+        """Return a model with all that the store says of it.
+
+        Raises:
+            ValueError: llama-server cannot serve it, or something of it is missing or wrong.
+        """
+        shown = display_name(_spelled(name.parts))
+        data = read_small(self.manifest_path(name), self.root, max_bytes=MAX_MANIFEST_BYTES)
+        manifest = decode_manifest(data)
+        config = decode_config(self._read(manifest.config, shown))
+        _check(config, shown)
+        weights = self._path(manifest.weights, shown)
+        return Stored(
+            reference=f"{OLLAMA}{shown}",
+            name=shown,
+            weights=str(weights),
+            table=self._table(manifest, shown),
+            go_template=self._text(manifest, "template", "prompt", shown=shown),
+            licenses=tuple(str(self._path(b, shown)) for b in manifest.blobs("license")),
+            notes=tuple(self._notes(manifest, config, shown)),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"its manifest cannot be read: {type(error).__name__}: {error}"
-        yield StoredModel(name, str(path), (), problem=what)
+
+    def _table(self, manifest: Manifest, shown: str) -> dict[str, object]:
+        parameters: dict[str, Any] = {}
+        for blob in manifest.blobs("params"):
+            parameters |= decode_params(self._read(blob, shown))
+        table = settings_of(parameters)
+        for key, kind in (("mmproj", "projector"), ("draft_model", "draft")):
+            for blob in manifest.blobs(kind)[:1]:
+                table[key] = str(self._path(blob, shown))
+        if system := self._text(manifest, "system", shown=shown):
+            table["system"] = system
+        adapters = [str(self._path(blob, shown)) for blob in manifest.blobs("adapter")]
+        if adapters:
+            table["extra_args"] = [word for path in adapters for word in ("--lora", path)]
+        return table
+
+    def _notes(self, manifest: Manifest, config: Config, shown: str) -> Iterator[str]:
+        if config.renderer or config.parser:
+            yield (
+                "Ollama writes its prompts by a program of its own"
+                f" ({(config.renderer or config.parser)[:40]}); here the GGUF's chat template does"
+            )
+        if any(decode_messages(self._read(b, shown)) for b in manifest.blobs("messages")):
+            yield "the messages that Ollama puts before each of its conversations are left out"
+
+    def _text(self, manifest: Manifest, *kinds: str, shown: str) -> str:
+        """Return the last layer of a kind as text; empty where there is none."""
+        layers = [self._read(blob, shown) for blob in manifest.blobs(*kinds)[-1:]]
+        return b"".join(layers).decode(errors="replace")
+
+    def _read(self, blob: Blob, shown: str) -> bytes:
+        """Return a small file, which is what its name says."""
+        path = self._path(blob, shown)
+        data = read_small(path, self.root, max_bytes=MAX_TEXT_BYTES)
+        if hashlib.sha256(data).hexdigest() != blob.digest:
+            raise ValueError(f"{path} is not what its name says; ollama pull {shown}")
+        return data
+
+    def _path(self, blob: Blob, shown: str) -> Path:
+        path = self.root / "blobs" / blob.file_name
+        try:
+            size_bytes = inside(path, self.root).stat().st_size
+        except ValueError as error:
+            raise ValueError(f"{error}; ollama pull {shown}") from None
+        if size_bytes != blob.size_bytes:
+            raise ValueError(
+                f"{path} has {size_bytes} bytes instead of {blob.size_bytes}; ollama pull {shown}"
+            )
+        return path
 
 
-def _kind(layer: Mapping[str, Any]) -> str:
-    match = _KIND.fullmatch(layer["mediaType"])
-    return match[1] if match else ""
+def _spelled(parts: tuple[str, ...]) -> str:
+    *folders, tag = parts
+    return f"{'/'.join(folders)}:{tag}"
 
 
-def _blob(store: Path, layer: Mapping[str, Any]) -> Path:
-    digest = _DIGEST.fullmatch(layer["digest"])
-    if digest is None:
-        raise ValueError(f"{layer['digest']!r} is no digest")
-    return store.absolute() / "blobs" / f"sha256-{digest[1]}"
-
-
-def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"{path.name} is longer than {_MAX_BYTES} bytes")
-    return content.decode("utf-8")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = json.loads(_text(path))
-    if not isinstance(value, dict):
-        raise TypeError(f"{path.name} is no JSON object")
-    return value
+def _check(config: Config, shown: str) -> None:
+    if config.remote_host:
+        raise ValueError(f"{shown} runs in a cloud ({config.remote_host}), and kvsup has none")
+    if config.model_format not in {"", "gguf"}:
+        raise ValueError(
+            f"it is in the format {config.model_format[:40]}, and llama-server reads GGUF only"
+        )

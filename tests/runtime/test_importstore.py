@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvsup.errors import ConfigError
-from kvsup.runtime.ollamastore import read_store, store_of
+from kvsup.runtime.importstore import read_store, store_of
 from tests.ollamastores import Store
 
 LIBRARY = "registry.ollama.ai/library"

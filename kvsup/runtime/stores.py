@@ -1,0 +1,144 @@
+"""Where the stores of this machine lie, and what is in them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kvsup.config import SourcesConfig
+from kvsup.ollama.names import display_name
+from kvsup.runtime.gguffolders import GGUFFolder
+from kvsup.runtime.hubcache import HubCache
+from kvsup.runtime.ollamastore import OllamaStore
+from kvsup.stores.references import HubName, OllamaName, parse_reference
+from kvsup.stores.stored import Stored
+
+_SERVICE = Path("/usr/share/ollama/.ollama/models")
+"""Where Ollama keeps models as a service of the system (its installation script)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the sources of ``kvsup.toml`` hold."""
+
+    models: tuple[Stored, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """What is not served of them, and why, a sentence each."""
+    watched: tuple[Path, ...] = ()
+    """Folders and files whose change may mean other models."""
+
+
+class Stores:
+    """The stores that references and sources are looked up in."""
+
+    def __init__(self, sources: SourcesConfig, environ: Mapping[str, str], *, base: Path) -> None:
+        """Look where ``sources`` say, else where ``environ`` and habit do.
+
+        Args:
+            sources: of ``kvsup.toml``.
+            environ: the environment.
+            base: the folder at which relative paths start.
+        """
+        self._sources = sources
+        named = sources.ollama if isinstance(sources.ollama, str) else environ.get("OLLAMA_MODELS")
+        home = Path.home()
+        places = [_path(named, base)] if named else [home / ".ollama/models", _SERVICE]
+        self._ollama = [OllamaStore(place) for place in places]
+        hub = sources.huggingface if isinstance(sources.huggingface, str) else None
+        self._hub = HubCache(_path(hub, base) if hub else _hub_folder(environ, home))
+        self._folders = [GGUFFolder(_path(folder, base)) for folder in sources.folders]
+        self._found: dict[str, Stored | str] = {}
+
+    def resolve(self, text: str) -> Stored | None:
+        """Return the model that ``text`` refers to; None where it is a path.
+
+        Raises:
+            ValueError: there is no such model, or it cannot be served.
+        """
+        if text not in self._found:
+            try:
+                reference = parse_reference(text)
+                if reference is None:
+                    return None
+                self._found[text] = self._look_up(reference)
+            except ValueError as error:
+                self._found[text] = str(error)
+        found = self._found[text]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
+
+    def missing(self) -> Iterator[tuple[str, str]]:
+        """Yield each key of the sources that names a folder which is not there, and what is."""
+        if isinstance(self._sources.ollama, str) and not self._ollama[0].is_there():
+            yield "ollama", f"{self._ollama[0].root} is no store of Ollama: it has no manifests"
+        if isinstance(self._sources.huggingface, str) and not self._hub.root.is_dir():
+            yield "huggingface", f"{self._hub.root} is no folder"
+        for folder in self._folders:
+            if not folder.root.is_dir():
+                yield "folders", f"{folder.root} is no folder"
+
+    def offer(self) -> Offer:
+        """Return every model of the sources; of two with one name the first is it."""
+        models: dict[str, Stored] = {}
+        left_out: list[str] = []
+        watched: list[Path] = []
+        for label, found in self._looks(watched):
+            try:
+                stored = found()
+            except ValueError as error:
+                left_out.append(f"{label}: {error}")
+                continue
+            owner = models.setdefault(stored.name.lower(), stored)
+            if owner is not stored:
+                left_out.append(f"{label}: {stored.name} is the name of {owner.reference}, too")
+        return Offer(tuple(models.values()), tuple(left_out), tuple(dict.fromkeys(watched)))
+
+    def _looks(self, watched: list[Path]) -> Iterator[tuple[str, Callable[[], Stored]]]:
+        """Yield what each model is called in its store, and how to have it."""
+        if self._sources.ollama:
+            for store in self._ollama:
+                watched += store.folders()
+                for name in store.names():
+                    watched.append(store.manifest_path(name))
+                    yield str(store.manifest_path(name)), partial(store.stored, name)
+        if self._sources.huggingface:
+            watched += self._hub.folders()
+            for hub_name in self._hub.names():
+                label = f"hf:{hub_name.repository}:{hub_name.tag}"
+                yield label, partial(self._hub.stored, hub_name)
+        for folder in self._folders:
+            watched += folder.folders()
+            for path in folder.files():
+                yield str(path), partial(folder.stored, path)
+
+    def _look_up(self, reference: OllamaName | HubName) -> Stored:
+        if isinstance(reference, HubName):
+            return self._hub.stored(reference)
+        for store in self._ollama:
+            if (name := store.find(reference)) is not None:
+                return store.stored(name)
+        shown = _shown(reference)
+        known = sorted(_shown(name) for store in self._ollama for name in store.names())
+        places = " and ".join(str(store.root) for store in self._ollama)
+        raise ValueError(
+            f"no {shown} in {places}; there is {', '.join(known) or 'no model at all'}:"
+            f" ollama pull {shown}, or set OLLAMA_MODELS"
+        )
+
+
+def _shown(name: OllamaName) -> str:
+    return display_name(f"{'/'.join(name.parts[:3])}:{name.tag}")
+
+
+def _hub_folder(environ: Mapping[str, str], home: Path) -> Path:
+    """Return the cache as ``huggingface_hub/constants.py`` finds it."""
+    if cache := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    if hub_home := environ.get("HF_HOME"):
+        return Path(hub_home).expanduser() / "hub"
+    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface/hub"
+
+
+def _path(text: str, base: Path) -> Path:
+    return base / Path(text).expanduser()
