@@ -33,7 +33,7 @@ from kvsup.runtime.kvfiles import KVFiles
 from kvsup.runtime.making import make_instance
 from kvsup.runtime.notifying import Notifier
 from kvsup.runtime.paths import LLAMA_CONFIG
-from kvsup.runtime.reloading import Reloader, tell_plans
+from kvsup.runtime.reloading import Reloader, tell_left_out, tell_plans
 from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.warming import Store as KVStore
 from kvsup.runtime.weightsums import WeightSums
@@ -264,6 +264,7 @@ def run(
             elif is_reachable:
                 logger.warning("whoever reaches %s can use every model: no API keys", host.host)
             tell_plans(configuration.plans)
+            tell_left_out(configuration)
             if LLAMA_CONFIG.exists():
                 logger.warning("every llama-server reads %s, too", LLAMA_CONFIG)
 

@@ -97,11 +97,12 @@ def shown_model(
     *,
     whole: Mapping[str, WholeValue] | None = None,
     whole_projector: Mapping[str, WholeValue] | None = None,
+    licenses: Iterable[str] = (),
 ) -> ShownModel:
     """Return what ``/api/show`` tells of a model.
 
     ``whole`` and ``whole_projector`` are every key of the two files with its arrays, where they
-    are to be shown.
+    are to be shown; ``licenses`` the texts that a store has.
     """
     file = plan.file
     return ShownModel(
@@ -122,7 +123,7 @@ def shown_model(
         template=file.template,
         system=plan.model.system,
         options=plan.model.options,
-        license_text=file.metadata.text("general.license"),
+        license_text="\n".join(licenses) or file.metadata.text("general.license"),
     )
 
 

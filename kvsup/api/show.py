@@ -1,5 +1,7 @@
 """``/api/show``: what a model is, from its plan and, where all of it is asked for, its file."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
@@ -15,6 +17,7 @@ from kvsup.ollama.requests import ShowRequest, decode_show
 from kvsup.ollama.show import show
 from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
+from kvsup.stores.manifest import MAX_TEXT_BYTES
 
 _MAX_VERBOSE = 1  # a whole vocabulary takes some 100 MiB while it is written out
 
@@ -47,7 +50,12 @@ def _answer(plan: Plan, request: ShowRequest, user_agent: str) -> bytes:
     whole_projector = _whole(model.mmproj) if request.verbose and model.mmproj else None
     return encode(
         show(
-            listing.shown_model(plan, whole=whole, whole_projector=whole_projector),
+            listing.shown_model(
+                plan,
+                whole=whole,
+                whole_projector=whole_projector,
+                licenses=_licenses(plan.file.licenses),
+            ),
             asked=request.model,
             system=request.system,
             options=request.options,
@@ -55,6 +63,13 @@ def _answer(plan: Plan, request: ShowRequest, user_agent: str) -> bytes:
             user_agent=user_agent,
         )
     )
+
+
+def _licenses(named: Iterable[str]) -> Iterator[str]:
+    """Yield the texts of a store, as far as they are still there."""
+    for path in named:
+        with suppress(OSError), Path(path).open("rb") as file:
+            yield file.read(MAX_TEXT_BYTES).decode(errors="replace")
 
 
 def _whole(path: str) -> dict[str, WholeValue]:

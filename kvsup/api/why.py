@@ -13,6 +13,7 @@ from kvsup.lifecycle import ALIVE
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.instance import Instance
+from kvsup.stores.stored import editable
 from kvsup.why import DEFAULT_LINES, Answer, Present, answer
 
 
@@ -65,5 +66,5 @@ def _present(own: list[Instance], *, now_s: float) -> Present:
         for_s=now_s - instance.snapshot().since_s,
         in_flight=sum(each.leases for each in own),
         failure=instance.failure,
-        source=instance.plan.model.source,
+        source=editable(instance.plan.model.source),
     )

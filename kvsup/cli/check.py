@@ -49,7 +49,8 @@ def show(configuration: Configuration, *, as_json: bool) -> bool:
     ]
     if as_json:
         models = [_as_json(plan) for plan in configuration.plans]
-        typer.echo(json.dumps({"problems": problems, "models": models}))
+        answer = {"problems": problems, "models": models, "left_out": configuration.left_out}
+        typer.echo(json.dumps(answer))
         return not problems
     console = plain_console()
     for plan in configuration.plans:
@@ -61,6 +62,8 @@ def show(configuration: Configuration, *, as_json: bool) -> bool:
         for note in plan.notes:
             typer.echo(f"{plan.name}: {note}")
         _print_rules(console, plan)
+    for line in configuration.left_out:
+        typer.echo(f"left out: {line}")
     for problem in problems:
         typer.echo("{source}: {key}: {message}".format(**problem), err=True)
     return not problems

@@ -122,6 +122,7 @@ def _configuration(folder: Path) -> Iterator[Finding]:
         return
     names = ", ".join(plan.name for plan in configuration.plans)
     yield "configuration", True, f"{folder}: {names}"
+    yield from (("sources", True, f"left out: {line}") for line in configuration.left_out)
     yield "state folder", True, str(configuration.state_dir)
 
 

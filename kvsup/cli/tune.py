@@ -24,6 +24,7 @@ from kvsup.measures import PairMeasurement, Speed
 from kvsup.pareto import GOALS, size_bytes
 from kvsup.plan import Plan
 from kvsup.runtime.remembered import Remembered
+from kvsup.stores.stored import editable, has_file
 from kvsup.tuning.greedy import ToolCase
 from kvsup.tuning.report import COMMENT, StudyResult, comment, toml_line
 from kvsup.tuning.scope import Wishes
@@ -73,6 +74,8 @@ def tune(plan: Plan, options: Options, *, store: Remembered, folder: Path | None
         plot.check(options.plot)
     if options.write and folder is None:
         raise ConfigError("--write needs a configured model, not a mere file")
+    if options.write and not has_file(plan.model.source):
+        raise ConfigError(f"--write needs {editable(plan.model.source)} in {folder}")
     with _interruptible() as ended_by:
         try:
             result = _run(plan, wishes, store)

@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from kvsup.decode import Source, overlay, variant_name
-from kvsup.errors import ConfigError, Problem, RequestError
+from kvsup.errors import ConfigError, Problem, RequestError, Unsupported
 from kvsup.filenames import toml_name
 from kvsup.ollama.names import DEFAULT_TAG, display_name, lookup_keys, valid_name
 from kvsup.plan import Plan
 from kvsup.runtime.paths import HOST_FILE
 from kvsup.runtime.tomlfile import read_toml
+from kvsup.stores.stored import has_file
 from kvsup.tomltext import rewrite
 
 Table = Mapping[str, Any]
 
 _OWN = ("aliases", "preload", "pin")
 """Keys of one variant that a copy of it has not: a name is one model's, and memory was its due."""
+
+_OF_A_STORE = "# What a store has, with what it says of it; keys written here come first.\n"
+
+_NEW_MODE = 0o644
+"""Of a file that is not made from another."""
 
 
 def copy_model(
@@ -50,9 +56,28 @@ def copy_model(
     """
     if not valid_name(destination):
         raise RequestError(f'destination "{destination}" is invalid')
-    path = _file_of(folder, source)
     if existing is not None and existing.name == source.name:
-        return path
+        return _file_of(folder, source)
+    if existing is not None and not has_file(existing.model.source):
+        existing = None  # the new file takes the name, and the store keeps its model
+    text, values, mode = _described(folder, source, destination, existing)
+    name = display_name(destination).removesuffix(f":{DEFAULT_TAG}")
+    wanted = {"name": name, **{k: v for k, v in values.items() if k not in _OWN}}
+    with _writing(folder, rewrite(text, wanted), mode=mode) as written:
+        if existing is not None:
+            delete_model(folder, existing, destination, trash=trash)
+        target = _free_path(folder, name)
+        written.replace(target)
+    return target
+
+
+def _described(
+    folder: Path, source: Plan, destination: str, existing: Plan | None
+) -> tuple[str, Table, int]:
+    """Return the file of ``source`` as text, its keys, and its mode; raises as ``copy_model``."""
+    if not has_file(source.model.source):
+        return _OF_A_STORE, {"model": source.model.source}, _NEW_MODE
+    path = _file_of(folder, source)
     file = _read(path)
     variant, base = _variant_of(file, path, source), _base_name(file, path)
     if existing is not None and variant is not None and _is_same(destination, base):
@@ -61,14 +86,7 @@ def copy_model(
             "copy it to another name first"
         )
     values = overlay(file.table, file.table["variants"][variant] if variant else {})
-    name = display_name(destination).removesuffix(f":{DEFAULT_TAG}")
-    wanted = {"name": name, **{k: v for k, v in values.items() if k not in _OWN}}
-    with _writing(folder, rewrite(file.text, wanted), mode=_mode(path)) as written:
-        if existing is not None:
-            delete_model(folder, existing, destination, trash=trash)
-        target = _free_path(folder, name)
-        written.replace(target)
-    return target
+    return file.text, values, _mode(path)
 
 
 def delete_model(folder: Path, plan: Plan, name: str, *, trash: Path) -> None:
@@ -79,7 +97,13 @@ def delete_model(folder: Path, plan: Plan, name: str, *, trash: Path) -> None:
 
     Raises:
         ConfigError: a file cannot be read or written, or no longer holds the name.
+        Unsupported: it has no file, but lies in a store.
     """
+    if not has_file(plan.model.source):
+        raise Unsupported(
+            f"'{plan.name}' lies in a store ({plan.model.source}), where kvsup deletes nothing;"
+            " delete it with the program that keeps the store, or drop the store from [sources]"
+        )
     path = _file_of(folder, plan)
     file = _read(path)
     left = _without(file, path, plan, name)

@@ -44,6 +44,8 @@ class Configuration:
     """What lies in the sources and is not served, and why, a sentence each."""
     watched: tuple[Path, ...] = ()
     """Folders and files of the sources whose change may mean other models."""
+    unfinished: tuple[Path, ...] = ()
+    """Files there that are no models yet, and may be once nobody writes them."""
 
 
 def read_configuration(
@@ -93,6 +95,7 @@ def read_configuration(
         read_ns,
         left_out=offer.left_out,
         watched=offer.watched,
+        unfinished=offer.unfinished,
     )
 
 
@@ -238,7 +241,8 @@ class _Reading:
         """Return the plans of what the sources hold, but for names that files have ``taken``."""
         names = {key for m in taken for n in (m.name, *m.aliases) for key in lookup_keys(n)[:1]}
         offer, shared = self._stores.offer(), self._shared()
-        plans, left_out = [], list(offer.left_out)
+        plans: list[Plan] = []
+        left_out, unfinished = list(offer.left_out), []
         for stored in offer.models:
             if not names.isdisjoint(lookup_keys(stored.name)):
                 continue
@@ -252,9 +256,12 @@ class _Reading:
                 self._add("llama_server", wrong, self._host_file or self._environment)
                 break
             planned = planning.plan(model, stored)
-            plans += [planned.plan] if planned.plan else []
+            if planned.plan is not None:
+                plans.append(planned.plan)
+                continue
+            unfinished.append(Path(stored.weights))
             left_out += [f"{stored.reference}: {message}" for _, message in planned.findings]
-        return plans, replace(offer, left_out=tuple(left_out))
+        return plans, replace(offer, left_out=tuple(left_out), unfinished=tuple(unfinished))
 
     def _shared(self) -> Mapping[str, Any]:
         """Return the keys of the host that are defaults for every model, with paths."""

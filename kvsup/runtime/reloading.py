@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -148,6 +148,7 @@ class Reloader:
         named = {path: before.named.get(path, stamp) for path, stamp in after.named.items()}
         self._seen = replace(after, listed=before.listed, named=named)
         tell_plans(new.plans, told=old.plans)
+        tell_left_out(new, told=old.left_out)
         _tell_of_host(old, new)
         failed = {i.plan.name for i in self._fleet.instances() if i.failure is not None}
         self._fleet.replace(new.plans, new.host)
@@ -227,6 +228,13 @@ def tell_plans(plans: Iterable[Plan], *, told: Iterable[Plan] = ()) -> None:
             for word in words:
                 if (plan.name, word) not in known:
                     logger.log(level, "%s: %s", plan.name, word)
+
+
+def tell_left_out(configuration: Configuration, *, told: Container[str] = ()) -> None:
+    """Log what of the sources is not served, but for what was told."""
+    for line in configuration.left_out:
+        if line not in told:
+            logger.warning("left out: %s", line)
 
 
 def _warnings(plan: Plan) -> list[str]:

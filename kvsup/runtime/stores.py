@@ -26,6 +26,8 @@ class Offer:
     """What is not served of them, and why, a sentence each."""
     watched: tuple[Path, ...] = ()
     """Folders and files whose change may mean other models."""
+    unfinished: tuple[Path, ...] = ()
+    """Files that are no models yet: downloads are written in their place."""
 
 
 class Stores:

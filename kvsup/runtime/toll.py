@@ -1,10 +1,20 @@
 """The deaths of one instance, and what follows from each."""
 
 from kvsup.plan import Plan
-from kvsup.restart import Exit, GiveUp, Retry, Tally, decide, draw_jitter
+from kvsup.restart import Exit, ExitCause, GiveUp, Retry, Tally, decide, draw_jitter
 from kvsup.runtime.descent import Descent
 from kvsup.runtime.docket import Docket
 from kvsup.runtime.upstream import Upstream
+
+_OF_THE_FILE = frozenset(
+    {
+        ExitCause.NOT_A_MODEL,
+        ExitCause.CRASH_IN_WARMUP,
+        ExitCause.CRASHED,
+        ExitCause.ENDED,
+    }
+)
+"""Ends of a load that a model file may have brought about."""
 
 
 class Toll:
@@ -42,7 +52,11 @@ class Toll:
         if is_trial:
             return GiveUp(end.describe())
         deaths = self._descent.here(self._tally.recent) or [end]  # all were requests' own
-        return decide(plan.model.restart, deaths, now_s=now_s, jitter=draw_jitter())
+        verdict = decide(plan.model.restart, deaths, now_s=now_s, jitter=draw_jitter())
+        if isinstance(verdict, GiveUp) and not end.ready_for_s and end.cause in _OF_THE_FILE:
+            suspicion = plan.file.suspicion
+            return GiveUp(f"{verdict.reason}; {suspicion}") if suspicion else verdict
+        return verdict
 
     def reset(self) -> None:
         """Forget them all, and what was concluded from them."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each ch
 
 LOOK_S = 1.0
 """Longest time between two looks: a link far up a path, or a network's disk, sends no event."""
+
+CALM_S = 5.0
+"""How long a file that is no model must stay as it is before it is read again."""
 
 _STEP_MS = 100
 _GROUP_MS = 500
@@ -55,10 +59,18 @@ def look(configuration: Configuration, loaded: Iterable[Plan] = ()) -> Look:
     """
     listed = {path: stamp_or_none(path) for path in toml_files(configuration.folder) or ()}
     named = {path: stamp_or_none(path) for path in set(_named(configuration))}
+    named |= {path: _calm_stamp(path) for path in configuration.unfinished}
     mapped = {Path(path): stamp_or_none(Path(path)) for plan in loaded for path, _ in _mapped(plan)}
     folders = {configuration.folder, *(path.parent for path in (*named, *mapped))}
     there = (f for f in folders if os.path.isdir(f))  # noqa: PTH112 - pathlib's raises
     return Look(listed, named, mapped, tuple(sorted(there)))
+
+
+def _calm_stamp(path: Path) -> Stamp | None:
+    """Return what ``path`` leads to once nobody has written it for ``CALM_S``; None until then."""
+    stamp = stamp_or_none(path)
+    is_calm = stamp is not None and time.time_ns() - stamp.modified_ns > CALM_S * 1e9
+    return stamp if is_calm else None
 
 
 def names(plan: Plan, changed: frozenset[Path]) -> bool:
@@ -119,6 +131,7 @@ def _named(configuration: Configuration) -> Iterator[Path]:
     for program in {plan.binary.path for plan in configuration.plans}:
         yield from _files_of_program(program)
     yield binaries.current(paths.cache_dir())
+    yield from configuration.watched
     if configuration.host.api_keys is not None:
         yield Path(configuration.host.api_keys)
 

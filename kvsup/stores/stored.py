@@ -34,3 +34,8 @@ class Stored:
 def has_file(source: str) -> bool:
     """Say whether a model that came from ``source`` has a TOML file, so that it can be edited."""
     return source.endswith(".toml")
+
+
+def editable(source: str) -> str:
+    """Return where a person writes what such a model is to have."""
+    return source if has_file(source) else f'a TOML file of its own (model = "{source}")'
