@@ -6,6 +6,7 @@ Pure: texts and tables in, values and problems out. Reading files is ``runtime/c
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -53,7 +54,7 @@ class _Decoder:
         The struct is made of what is right, so that it can be checked further; None where a key
         that must be there is not.
         """
-        fields = {f.encode_name: f for f in msgspec.structs.fields(kind) if not _hidden(f.type)}
+        fields = _keys(kind)
         values: dict[str, Any] = {}
         for key, value in table.items():
             where = f"{path}{key}"
@@ -216,6 +217,12 @@ def overlay(base: Table, table: Table) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+@cache
+def _keys(kind: type[Struct]) -> Mapping[str, msgspec.structs.FieldInfo]:
+    """Return the fields of ``kind`` that are keys."""
+    return {f.encode_name: f for f in msgspec.structs.fields(kind) if not _hidden(f.type)}
 
 
 def _duration_s(value: object, *, may_be_zero: bool) -> float:

@@ -1,14 +1,14 @@
 """Read what the disk says of a model's weights: headers, sizes, and whether files have changed."""
 
-from functools import lru_cache
 from pathlib import Path
 
 from kvsup.checks import Finding
 from kvsup.config import ModelConfig
-from kvsup.gguf import GGUFError, Metadata, has_fim_tokens, read_metadata_of, split_paths
+from kvsup.gguf import GGUFError, Metadata, split_paths
 from kvsup.modelfile import ModelFile
 from kvsup.modelshape import shape_of
 from kvsup.runtime.filestamps import stamp_of
+from kvsup.runtime.headers import read_header
 
 
 def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]]:
@@ -25,7 +25,7 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         return None, [*findings, ("model", found)]
     try:
         parts = split_paths(path)
-        headers = [_metadata(part, _stamp(part)) for part in parts]
+        headers = [metadata_of(part) for part in parts]
         shape = shape_of(headers[0])
         for part, header in zip(parts, headers, strict=True):
             _check_length(part, header)
@@ -35,7 +35,7 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         return None, findings
     mmproj = Path(model.mmproj) if model.mmproj else None
     try:
-        projector = _metadata(mmproj, _stamp(mmproj)) if mmproj else None
+        projector = metadata_of(mmproj) if mmproj else None
     except (GGUFError, OSError) as error:
         return None, [("mmproj", f"{mmproj}: {error}")]
     draft, found_of_draft = _draft(model)
@@ -54,10 +54,20 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         template=_template(model, headers[0]),
         projector=projector,
         tensors=tuple(tensor for header in headers for tensor in header.tensors),
-        has_fim_tokens=_has_fim_tokens(parts[0], _stamp(parts[0])),
+        has_fim_tokens=read_header(parts[0], _stamp(parts[0])).has_fim_tokens,
         draft=draft,
     )
     return file, []
+
+
+def metadata_of(path: Path) -> Metadata:
+    """Return the header of one file, read once while it stays the same.
+
+    Raises:
+        GGUFError: the file is no usable GGUF.
+        OSError: the file cannot be read.
+    """
+    return read_header(path, _stamp(path)).metadata
 
 
 def _check_length(part: Path, header: Metadata) -> None:
@@ -92,14 +102,3 @@ def _is_file(path: Path) -> bool:
 
 def _stamp(path: Path) -> str:
     return str(stamp_of(path))
-
-
-@lru_cache(maxsize=256)
-def _metadata(path: Path, _stamped: str) -> Metadata:
-    """Read a header once while the file stays the same."""
-    return read_metadata_of(path)
-
-
-@lru_cache(maxsize=256)
-def _has_fim_tokens(path: Path, stamped: str) -> bool:
-    return has_fim_tokens(path, _metadata(path, stamped))

@@ -1,12 +1,13 @@
 """Where the stores of this machine lie, and what is in them."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from kvsup.config import SourcesConfig
-from kvsup.ollama.names import display_name
+from kvsup.ollama.names import display_name, lookup_keys
 from kvsup.runtime.gguffolders import GGUFFolder
 from kvsup.runtime.hubcache import HubCache
 from kvsup.runtime.ollamastore import OllamaStore
@@ -88,10 +89,11 @@ class Stores:
         for label, found in self._looks(watched):
             try:
                 stored = found()
+                spelling = _spelling(stored.name)
             except ValueError as error:
                 left_out.append(f"{label}: {error}")
                 continue
-            owner = models.setdefault(stored.name.lower(), stored)
+            owner = models.setdefault(spelling, stored)
             if owner is not stored:
                 left_out.append(f"{label}: {stored.name} is the name of {owner.reference}, too")
         return Offer(tuple(models.values()), tuple(left_out), tuple(dict.fromkeys(watched)))
@@ -129,6 +131,13 @@ class Stores:
         )
 
 
+def _spelling(name: str) -> str:
+    """Return the one spelling under which a name is kept; raises ValueError where it is none."""
+    for spelling in lookup_keys(name)[:1]:
+        return spelling
+    raise ValueError(f"{name!r} is no name for a model; name it in a TOML file")
+
+
 def _shown(name: OllamaName) -> str:
     return display_name(f"{'/'.join(name.parts[:3])}:{name.tag}")
 
@@ -136,11 +145,11 @@ def _shown(name: OllamaName) -> str:
 def _hub_folder(environ: Mapping[str, str], home: Path) -> Path:
     """Return the cache as ``huggingface_hub/constants.py`` finds it."""
     if cache := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
+        return _path(cache, Path())
     if hub_home := environ.get("HF_HOME"):
-        return Path(hub_home).expanduser() / "hub"
-    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "huggingface/hub"
+        return _path(hub_home, Path()) / "hub"
+    return _path(environ.get("XDG_CACHE_HOME") or str(home / ".cache"), Path()) / "huggingface/hub"
 
 
 def _path(text: str, base: Path) -> Path:
-    return base / Path(text).expanduser()
+    return Path(os.path.abspath(base / os.path.expanduser(text)))  # noqa: PTH100, PTH111 - links stay, "~nobody" too

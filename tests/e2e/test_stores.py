@@ -12,7 +12,9 @@ from tests.running import RunningKvsup, eventually
 from tests.stores import HubLayout, OllamaLayout, link
 
 PIRATE = "You are a pirate. Say arrr."
-PARAMETERS = '{"temperature": 0, "seed": 7, "num_predict": 4, "stop": ["<|im_end|>"], "num_ctx": 512}'
+PARAMETERS = (
+    '{"temperature": 0, "seed": 7, "num_predict": 4, "stop": ["<|im_end|>"], "num_ctx": 512}'
+)
 HI = [{"role": "user", "content": "Hi"}]
 
 
