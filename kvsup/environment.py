@@ -9,7 +9,6 @@ DEFAULT_PORT = 11434
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 IGNORED = {
-    "OLLAMA_MODELS": "kvsup serves the models that its TOML files name",
     "OLLAMA_NOPRUNE": "kvsup never deletes a model file",
     "OLLAMA_SCHED_SPREAD": 'use extra_args = ["--split-mode", …]',
     "OLLAMA_GPU_OVERHEAD": "use memory or memory_headroom in kvsup.toml",
@@ -110,4 +109,5 @@ _VARIABLES: Mapping[str, Callable[[str], dict[str, object]]] = {
     "OLLAMA_MAX_QUEUE": _count("max_queue"),
     "OLLAMA_ORIGINS": lambda value: {"origins": [part.strip() for part in value.split(",")]},
     "OLLAMA_FLASH_ATTENTION": _flash_attention,
+    "OLLAMA_MODELS": lambda _: {},  # where a store lies is no setting: runtime/stores.py
 }

@@ -38,7 +38,7 @@ ALIEN = {
     "LLAMA_ARG_CACHE_TYPE_K": "q4_0",
     "LLAMA_API_KEY": "secret",
     "AIP_HTTP_PORT": "9",
-    "OLLAMA_MODELS": "/models",
+    "OLLAMA_NOPRUNE": "1",
 }
 """What a shell may hold for other programs."""
 
@@ -229,7 +229,7 @@ def test_doctor_lists_what_is_found_and_what_is_ignored(kvsup: RunningKvsup) -> 
     assert "q5_1" in texts["KV cache types"]
     assert "smollm2:agent" in texts["configuration"]
     assert f"{kvsup.url}, something listens there" in texts["address"]
-    for name in ("OLLAMA_MODELS", "LLAMA_ARG_CTX_SIZE", "AIP_HTTP_PORT"):
+    for name in ("OLLAMA_NOPRUNE", "LLAMA_ARG_CTX_SIZE", "AIP_HTTP_PORT"):
         assert name in texts["ignored variable"]
 
 

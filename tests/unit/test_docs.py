@@ -62,6 +62,7 @@ def _described_keys() -> Iterator[tuple[str, dict[str, Any]]]:
     yield from ((key, schema) for key, schema in model.items() if key != "variants")
     yield from model["restart"]["properties"].items()
     yield from model["watchdog"]["properties"].items()
+    yield from host["sources"]["properties"].items()
     yield from ((key, schema) for key, schema in host.items() if key not in SHARED_KEYS)
 
 

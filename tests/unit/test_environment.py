@@ -82,11 +82,12 @@ def test_ignored_variables_have_a_word_each_and_the_honoured_ones_are_not_among_
     environ = {
         "OLLAMA_HOST": "x",
         "OLLAMA_MODELS": "/models",
+        "OLLAMA_NOPRUNE": "1",
         "OLLAMA_SOMETHING": "1",
         "PATH": "/bin",
     }
 
     assert ignored_variables(environ) == {
-        "OLLAMA_MODELS": "kvsup serves the models that its TOML files name",
+        "OLLAMA_NOPRUNE": "kvsup never deletes a model file",
         "OLLAMA_SOMETHING": "kvsup does not know it",
     }

@@ -16,7 +16,7 @@ PURE = (
     "plan", "schema", "fitting", "ggufnames", "keys", "mending", "tomltext", "openai", "anthropic",
     "measures", "capacity", "placement", "architectures", "kvlooks", "slowpaths", "kvchoice",
     "divergence", "pareto", "history", "why", "ladder", "settling", "watchdog", "filenames",
-    "modelfile", "warmth", "eventlines", "importing", "readahead",
+    "modelfile", "warmth", "eventlines", "importing", "readahead", "stores",
 )  # fmt: skip
 """Modules without clock, log, disk or ``await``, beside ``llama`` and ``ollama``."""
 
@@ -77,6 +77,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     ),
     "readahead": (),
     "modelfile": ("config", "gguf", "memory", "modelshape"),
+    "stores": ("ollama.names", "ollama.options", "ollama.prompt", "stores", "msgspec"),
     "filenames": (),
     "warmth": ("modelshape",),
     "plan": (
