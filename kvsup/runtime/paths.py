@@ -20,7 +20,7 @@ LLAMA_CONFIG = Path("/etc/llama.cpp/config.ini")
 _OWN = frozenset(
     {
         "binaries", "binary_facts", "deleted", "evidence", "history", "kv", "kv_types", "kv_use",
-        "kvsup.lock", "kvsup.url", "probes", "sizes", "sums", "tuned",
+        "kvsup.lock", "kvsup.url", "probes", "sizes", "sums", "templates", "tuned",
     }
 )  # fmt: skip
 """What kvsup writes into its state folder."""

@@ -14,6 +14,7 @@ from kvsup.runtime.binaries import default_binary, probe
 from kvsup.runtime.knowledge import machine_of
 from kvsup.runtime.learning import learnt_types
 from kvsup.runtime.modelfile import read_model_file
+from kvsup.runtime.prompts import prompts_of
 from kvsup.runtime.remembered import Remembered
 from kvsup.stores.rewritten import MEND, suspicion, why_not_stock
 from kvsup.stores.stored import Stored
@@ -43,11 +44,13 @@ class Planning:
     def plan(self, model: ModelConfig, stored: Stored | None = None) -> Planned:
         """Return the plan of ``model``, whose weights may be of a store, or its problems."""
         binary = self.binary(model)
+        model, words, unwritten = prompts_of(model, stored, self.state)
         file, findings = read_model_file(model)
+        findings += unwritten
         if isinstance(binary, str):
             findings.append(("llama_server", binary))
         known = None if isinstance(binary, str) else binary
-        notes, machine = list(stored.notes) if stored else [], None
+        notes, machine = [*stored.notes, words] if stored else [], None
         if file is not None and stored is not None:
             names = [tensor.name for tensor in file.tensors]
             if why := stored.is_ollamas and why_not_stock(file.shape.architecture, names):

@@ -77,7 +77,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     ),
     "readahead": (),
     "modelfile": ("config", "gguf", "memory", "modelshape"),
-    "stores": ("ollama.names", "ollama.options", "ollama.prompt", "stores", "msgspec"),
+    "stores": ("stores", "msgspec"),
+    "stores.jinja": ("ollama.gotemplate", "ollama.prompt", "ollama.requests"),
+    "stores.parameters": ("ollama.options",),
+    "stores.references": ("ollama.names",),
     "filenames": (),
     "warmth": ("modelshape",),
     "plan": (

@@ -1,11 +1,12 @@
 """Names of models in stores, manifests, parameters and file names: what is read, what refused."""
 
 import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import pytest
 
 from kvsup.stores.folders import chosen, is_model, projector_of, quantization_of, tagged
+from kvsup.stores.jinja import jinja_of, uses_tools
 from kvsup.stores.manifest import decode_config, decode_manifest, decode_messages, decode_params
 from kvsup.stores.parameters import settings_of
 from kvsup.stores.references import HubName, OllamaName, parse_reference
@@ -259,3 +260,33 @@ def test_model_without_a_file_is_edited_in_one_of_its_own() -> None:
     assert not has_file(stored.reference)
     assert editable("configs/x.toml") == "configs/x.toml"
     assert editable(stored.reference) == 'a TOML file of its own (model = "ollama:x:latest")'
+
+
+CONVERSATIONS = json.loads(
+    (Path(__file__).parents[1] / "golden/gotemplate/conversations.json").read_text("utf-8")
+)
+CONVERTED = {
+    "alpaca", "chatml", "chatml-messages", "codellama-fim", "command-r", "deepseek-r1", "gemma",
+    "llama3", "mistral", "phi3", "qwen2.5", "response-in-branch", "zephyr",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS["templates"])
+def test_template_becomes_jinja_only_where_it_writes_the_same(name: str) -> None:
+    """Those of the common families do; one that drops or doubles a text, or needs a date, not."""
+    jinja = jinja_of(CONVERSATIONS["templates"][name])
+
+    assert (jinja is not None) == (name in CONVERTED)
+
+
+@pytest.mark.parametrize("source", ["{{", "{{ .Nope.Nope }}", "", "{{ currentDate }}{{ .Prompt }}"])
+def test_template_that_is_none_or_changes_by_the_day_is_not_converted(source: str) -> None:
+    """A word about it is told instead."""
+    assert jinja_of(source) is None
+    assert not uses_tools(source)
+
+
+def test_template_with_tools_says_so() -> None:
+    """The Jinja one has none, which its owner should know."""
+    assert uses_tools(CONVERSATIONS["templates"]["qwen2.5"])
+    assert not uses_tools(CONVERSATIONS["templates"]["chatml"])
