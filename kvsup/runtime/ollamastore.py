@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvsup.ollama.names import display_name, valid_name
+from kvsup.ollama.names import display_name, quoted, valid_name
 from kvsup.runtime.storefiles import files_in, folders_in, inside, read_small
 from kvsup.stores.manifest import (
     MAX_MANIFEST_BYTES,
@@ -103,10 +103,10 @@ class OllamaStore:
         return table
 
     def _notes(self, manifest: Manifest, config: Config, shown: str) -> Iterator[str]:
-        if config.renderer or config.parser:
+        if program := config.renderer or config.parser:
             yield (
-                "Ollama writes its prompts by a program of its own"
-                f" ({(config.renderer or config.parser)[:40]}); here the GGUF's chat template does"
+                f"Ollama writes its prompts by a program of its own ({quoted(program[:40])});"
+                " here the GGUF's chat template does"
             )
         if any(decode_messages(self._read(b, shown)) for b in manifest.blobs("messages")):
             yield "the messages that Ollama puts before each of its conversations are left out"
@@ -144,8 +144,8 @@ def _spelled(parts: tuple[str, ...]) -> str:
 
 def _check(config: Config, shown: str) -> None:
     if config.remote_host:
-        raise ValueError(f"{shown} runs in a cloud ({config.remote_host}), and kvsup has none")
+        where = quoted(config.remote_host[:80])
+        raise ValueError(f"{shown} runs in a cloud ({where}), and kvsup has none")
     if config.model_format not in {"", "gguf"}:
-        raise ValueError(
-            f"it is in the format {config.model_format[:40]}, and llama-server reads GGUF only"
-        )
+        form = quoted(config.model_format[:40])
+        raise ValueError(f"it is in the format {form}, and llama-server reads GGUF only")

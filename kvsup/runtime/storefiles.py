@@ -73,10 +73,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, but what is hidden, or what a terminal would not show."""
     try:
         with os.scandir(folder) as entries:
             return sorted(
-                (entry for entry in entries if not entry.name.startswith(".")),
+                (e for e in entries if e.name.isprintable() and not e.name.startswith(".")),
                 key=lambda entry: entry.name,
             )
     except OSError:

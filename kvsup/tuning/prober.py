@@ -14,6 +14,7 @@ from kvsup.plan import Plan
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.knowledge import is_probed, keep_probe, machine_of
 from kvsup.runtime.remembered import Remembered
+from kvsup.stores.stored import has_file
 from kvsup.tuning.speed import PROBE_CTX_TOKENS, probe
 
 _CHECK_INTERVAL_S = 2.0
@@ -54,13 +55,15 @@ class Prober:
     def _due(self) -> Plan | None:
         """Return a plan whose pair is to be measured now, if any.
 
-        It was served, or is not to be while it is slow.
+        It was served, or is not to be while it is slow; one that only lies in a store must have
+        been served, since there may be hundreds.
         """
         if not self._fleet.is_idle(since_s=time.monotonic() - self._idle_s()):
             return None
         for instance in self._fleet.instances():
             plan = instance.plan
-            is_wanted = instance.last_used_s > 0 or plan.model.kv_slow != "warn"
+            is_decided_by_it = plan.model.kv_slow != "warn" and has_file(plan.model.source)
+            is_wanted = instance.last_used_s > 0 or is_decided_by_it
             has_choice = plan.estimate.caches and plan.pooling is None
             is_open = (
                 has_choice and plan.model.kv_cache_type != F16 and plan.identity not in self._tried

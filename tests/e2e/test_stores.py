@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import StartKvsup
 from tests.running import RunningKvsup, eventually
 from tests.stores import HubLayout, OllamaLayout, link
+from tests.tiny import TinyModels
 
 PIRATE = "You are a pirate. Say arrr."
 PARAMETERS = (
@@ -115,6 +116,7 @@ def test_sources_are_served_without_a_file_each(
         ]
         by_hand = kvsup.client.post("/api/show", json={"model": "mine"}).json()["system"]
     refused = kvsup.client.request("DELETE", "/api/delete", json={"model": hub_name})
+    unwritten = kvsup.cli("tune", "smollm2:135m", "--write").stderr
     copied = kvsup.client.post(
         "/api/copy", json={"source": "smollm2:135m", "destination": "my-pirate"}
     )
@@ -130,6 +132,9 @@ def test_sources_are_served_without_a_file_each(
     assert all(answers)
     assert by_hand == "by hand"
     status, text = _error(refused)
+    assert 'needs a TOML file of its own (model = "ollama:smollm2:135m")' in " ".join(
+        unwritten.split()
+    )
     assert (status, "where kvsup deletes nothing" in text) == (501, True)
     assert 'model = "ollama:smollm2:135m"' in (kvsup.configs / "my-pirate.toml").read_text()
 
@@ -158,3 +163,25 @@ def test_sources_are_followed_while_kvsup_runs(
     assert first == {"smollm2:135m"}
     assert "left out" in kvsup.log()
     assert "truncated" in kvsup.log()
+
+
+def test_model_that_only_ollama_loads_fails_with_that_cause(
+    start_kvsup: StartKvsup, store: OllamaLayout, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """Not with llama-server's word about an architecture, which a person could do nothing about."""
+    foreign = tmp_path / "foreign.gguf"
+    foreign.write_bytes(tiny.plain().read_bytes().replace(b"llama", b"olmo3"))
+    store.add("foreign", store.file("model", foreign))
+    kvsup = start_kvsup(
+        {"mine": 'model = "ollama:foreign"\nthreads = 1\n'},
+        environment={"OLLAMA_MODELS": str(store.root)},
+    )
+
+    answer = kvsup.client.post("/api/chat", json={"model": "mine", "messages": HI})
+    why = kvsup.cli("why", "mine").stdout
+
+    assert answer.status_code == 500
+    for text in (answer.json()["error"], " ".join(why.split())):
+        assert "its architecture olmo3 is one of Ollama's own engine" in text
+        assert "hf:ORG/REPO" in text
+    assert "mine: a stock llama-server does not load it" in kvsup.log()

@@ -184,6 +184,7 @@ def test_store_that_is_hostile_or_broken_costs_only_its_own_models(
     store.raw("registry.ollama.ai/library/huge/latest", b" " * (5 << 20))
     store.raw("registry.ollama.ai/library/spaced name/latest", b"{}")
     store.raw("too/shallow", b"{}")
+    store.raw("registry.ollama.ai/library/\x1b[2J/latest", b"{}")
     os.mkfifo(store.raw("registry.ollama.ai/library/pipe/x", b"").with_name("latest"))
     (store.root / "manifests/registry.ollama.ai/library/linked").mkdir()
     (store.root / "manifests/registry.ollama.ai/library/linked/latest").symlink_to(secret)
@@ -193,8 +194,8 @@ def test_store_that_is_hostile_or_broken_costs_only_its_own_models(
 
     assert _names(configuration) == ["good:latest"]
     causes = {
-        "cloud": "runs in a cloud (https://ollama.com:443), and kvsup has none",
-        "mlx": "in the format safetensors",
+        "cloud": 'runs in a cloud ("https://ollama.com:443"), and kvsup has none',
+        "mlx": 'in the format "safetensors"',
         "text": "no GGUF file",
         "params": 'option "stop" must be of type array',
         "pair": "q9",
