@@ -24,8 +24,8 @@ from kvsup.ollama.names import lookup_keys
 from kvsup.runtime import paths
 from kvsup.runtime.binaries import default_binary, help_of
 from kvsup.runtime.configdir import read_configuration, toml_files
-from kvsup.runtime.newfiles import write_files
 from kvsup.runtime.importstore import read_store, store_of
+from kvsup.runtime.newfiles import write_files
 from kvsup.runtime.tomlfile import read_toml
 from kvsup.tomltext import rewrite
 

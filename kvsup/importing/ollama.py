@@ -17,16 +17,7 @@ from kvsup.importing.found import Draft, Found, Value
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.ollama.names import DEFAULT_TAG
 from kvsup.ollama.options import OPTIONS, check_options
-
-_REWRITTEN = frozenset(
-    {
-        "gemma3", "gemma3n", "gemma4", "gptoss", "lfm2", "olmo3", "mistral3", "qwen35",
-        "qwen35moe", "qwen3next", "qwen25vl", "qwen3vl", "qwen3vlmoe", "deepseekocr", "glmocr",
-        "glm4moelite", "laguna", "nemotron_h_moe", "nemotron_h_omni", "llama4", "mllama",
-    }
-)  # fmt: skip
-"""Families of which Ollama published files for its own engine, and rewrites them when it loads
-them (llama/compat, 2026-08); stock llama-server may refuse them."""
+from kvsup.stores.rewritten import REWRITTEN
 
 _FILES = {"model": "model", "projector": "mmproj", "draft": "draft_model"}
 _FOREIGN = frozenset({"tensor", "json"})
@@ -182,7 +173,7 @@ def _note_layers(found: Found, draft: Draft, model: StoredModel) -> None:
     if "messages" in kinds:
         message = "no equivalent; requests must bring their first messages"
         found.say(draft, None, f"{draft.name} messages", message)
-    if model.is_library and model.family in _REWRITTEN:
+    if model.is_library and model.family in REWRITTEN:
         message = (
             f"Ollama's own files of {model.family} may be written for its engine alone; if"
             " llama-server does not load this one, fetch a GGUF file from elsewhere"

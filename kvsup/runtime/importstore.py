@@ -1,23 +1,12 @@
-"""Read the models of an Ollama store; nothing of it is ever written.
+"""The models of an Ollama store as an import takes them: facts, and where the files lie."""
 
-``manifests/HOST/NAMESPACE/MODEL/TAG`` is JSON that names layers by digest, which lie in
-``blobs/sha256-HEX`` (manifest/, server/images.go, 2026-08).
-"""
-
-import json
-import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from kvsup.errors import ConfigError
 from kvsup.importing.ollama import StoredModel
-from kvsup.ollama.names import DEFAULT_HOST, DEFAULT_NAMESPACE, display_name
-
-_KIND = re.compile(r"application/vnd\.ollama\.image\.(\w+)")
-_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
-_MAX_BYTES = 4 << 20
-"""No manifest, parameters or system prompt is longer."""
+from kvsup.ollama.names import DEFAULT_HOST, DEFAULT_NAMESPACE
+from kvsup.runtime.ollamastore import OllamaStore, places_of, shown_name
+from kvsup.stores.references import OllamaName
 
 
 def store_of(named: str | None) -> Path:
@@ -26,8 +15,7 @@ def store_of(named: str | None) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    usual = (Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models"))
-    places = [Path(named).expanduser()] if named else list(usual)
+    places = places_of(named)
     try:
         for place in places:
             if (place / "manifests").is_dir():
@@ -38,69 +26,25 @@ def store_of(named: str | None) -> Path:
     raise ConfigError(f"no Ollama store in {looked}; name it: OLLAMA_MODELS=DIR, or --env-file")
 
 
-def read_store(store: Path) -> list[StoredModel]:
-    """Return the models of a store by name.
+def read_store(root: Path) -> list[StoredModel]:
+    """Return the models of a store by name; one that cannot be read says so."""
+    store = OllamaStore(root.absolute())
+    return [_model(store, name) for name in store.names()]
 
-    Raises:
-        ConfigError: its manifests cannot be listed.
-    """
+
+def _model(store: OllamaStore, name: OllamaName) -> StoredModel:
+    shown, path = shown_name(name), str(store.manifest_path(name))
     try:
-        paths = sorted(store.joinpath("manifests").glob("*/*/*/*"))
-    except OSError as error:
-        raise ConfigError(f"{store} cannot be read: {error}") from error
-    return [model for path in paths for model in _models(store, path)]
-
-
-def _models(store: Path, path: Path) -> Iterator[StoredModel]:
-    """Yield the model of a manifest; a file whose place makes no name is none."""
-    host, namespace, model, tag = path.parts[-4:]
-    try:
-        name = display_name(f"{host}/{namespace}/{model}:{tag}")
-    except ValueError:
-        return
-    is_library = (host, namespace) == (DEFAULT_HOST, DEFAULT_NAMESPACE)
-    try:
-        manifest = _json(path)
-        config = _json(_blob(store, manifest["config"]))
-        layers = [(_kind(layer), str(_blob(store, layer))) for layer in manifest["layers"] or ()]
-        texts = dict(layers)
-        yield StoredModel(
-            name=name,
-            manifest=str(path),
-            layers=layers,
-            family=str(config.get("model_family", "")),
-            is_remote=bool(config.get("remote_host")),
-            is_library=is_library,
-            system=_text(Path(texts["system"])) if "system" in texts else None,
-            parameters=_json(Path(texts["params"])) if "params" in texts else {},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"its manifest cannot be read: {type(error).__name__}: {error}"
-        yield StoredModel(name, str(path), (), problem=what)
-
-
-def _kind(layer: Mapping[str, Any]) -> str:
-    match = _KIND.fullmatch(layer["mediaType"])
-    return match[1] if match else ""
-
-
-def _blob(store: Path, layer: Mapping[str, Any]) -> Path:
-    digest = _DIGEST.fullmatch(layer["digest"])
-    if digest is None:
-        raise ValueError(f"{layer['digest']!r} is no digest")
-    return store.absolute() / "blobs" / f"sha256-{digest[1]}"
-
-
-def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"{path.name} is longer than {_MAX_BYTES} bytes")
-    return content.decode("utf-8")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = json.loads(_text(path))
-    if not isinstance(value, dict):
-        raise TypeError(f"{path.name} is no JSON object")
-    return value
+        facts = store.facts(name)
+    except ValueError as error:
+        return StoredModel(shown, path, (), problem=f"its manifest cannot be read: {error}")
+    return StoredModel(
+        name=shown,
+        manifest=path,
+        layers=[(kind, str(store.blob_path(blob))) for kind, blob in facts.manifest.layers],
+        family=facts.config.model_family,
+        is_remote=bool(facts.config.remote_host),
+        is_library=(name.host, name.namespace) == (DEFAULT_HOST, DEFAULT_NAMESPACE),
+        system=facts.system or None,
+        parameters=facts.parameters,
+    )

@@ -1,7 +1,9 @@
 """Ollama's store of models, read as it is: manifests, and the files that they name."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,26 @@ from kvsup.stores.manifest import (
 from kvsup.stores.parameters import settings_of
 from kvsup.stores.references import OLLAMA, OllamaName
 from kvsup.stores.stored import Stored
+
+_SERVICE = Path("/usr/share/ollama/.ollama/models")
+"""Where Ollama keeps models as a service of the system (its installation script)."""
+
+
+def places_of(named: str | None) -> list[Path]:
+    """Return where a store may lie: where ``OLLAMA_MODELS`` says, else at a user's, a service's."""
+    if named:
+        return [Path(os.path.abspath(os.path.expanduser(named)))]  # noqa: PTH100, PTH111 - links stay, "~nobody" too
+    return [Path.home() / ".ollama/models", _SERVICE]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a manifest and its small layers say of a model."""
+
+    manifest: Manifest
+    config: Config
+    parameters: Mapping[str, Any]
+    system: str
 
 
 class OllamaStore:
@@ -65,41 +87,57 @@ class OllamaStore:
         same = (n for n in self.names() if [part.lower() for part in n.parts] == wanted)
         return next(same, None)
 
+    def facts(self, name: OllamaName) -> Facts:
+        """Return what the manifest of a model and its small layers say.
+
+        Raises:
+            ValueError: something of it is missing or wrong.
+        """
+        data = read_small(self.manifest_path(name), self.root, max_bytes=MAX_MANIFEST_BYTES)
+        manifest, shown = decode_manifest(data), shown_name(name)
+        parameters: dict[str, Any] = {}
+        for blob in manifest.blobs("params"):
+            parameters |= decode_params(self._read(blob, shown))
+        return Facts(
+            manifest,
+            config=decode_config(self._read(manifest.config, shown)),
+            parameters=parameters,
+            system=self._text(manifest, "system", shown=shown),
+        )
+
+    def blob_path(self, blob: Blob) -> Path:
+        """Return where a file of a model lies."""
+        return self.root / "blobs" / blob.file_name
+
     def stored(self, name: OllamaName) -> Stored:
         """Return a model with all that the store says of it.
 
         Raises:
             ValueError: llama-server cannot serve it, or something of it is missing or wrong.
         """
-        shown = display_name(_spelled(name.parts))
-        data = read_small(self.manifest_path(name), self.root, max_bytes=MAX_MANIFEST_BYTES)
-        manifest = decode_manifest(data)
-        config = decode_config(self._read(manifest.config, shown))
-        _check(config, shown)
-        weights = self._path(manifest.weights, shown)
+        facts, shown = self.facts(name), shown_name(name)
+        manifest = facts.manifest
+        _check(facts.config, shown)
         return Stored(
             reference=f"{OLLAMA}{shown}",
             name=shown,
-            weights=str(weights),
-            table=self._table(manifest, shown),
+            weights=str(self._path(manifest.weights, shown)),
+            table=self._table(facts, shown),
             go_template=self._text(manifest, "template", "prompt", shown=shown),
             licenses=tuple(str(self._path(b, shown)) for b in manifest.blobs("license")),
-            notes=tuple(self._notes(manifest, config, shown)),
+            notes=tuple(self._notes(manifest, facts.config, shown)),
         )
 
-    def _table(self, manifest: Manifest, shown: str) -> dict[str, object]:
-        parameters: dict[str, Any] = {}
-        for blob in manifest.blobs("params"):
-            parameters |= decode_params(self._read(blob, shown))
-        table = settings_of(parameters)
+    def _table(self, facts: Facts, shown: str) -> dict[str, object]:
+        table = settings_of(facts.parameters)
         for key, kind in (("mmproj", "projector"), ("draft_model", "draft")):
-            for blob in manifest.blobs(kind)[:1]:
+            for blob in facts.manifest.blobs(kind)[:1]:
                 table[key] = str(self._path(blob, shown))
-        if system := self._text(manifest, "system", shown=shown):
-            table["system"] = system
-        adapters = [str(self._path(blob, shown)) for blob in manifest.blobs("adapter")]
-        if adapters:
-            table["extra_args"] = [word for path in adapters for word in ("--lora", path)]
+        if facts.system:
+            table["system"] = facts.system
+        if adapters := facts.manifest.blobs("adapter"):
+            paths = ",".join(str(self._path(blob, shown)) for blob in adapters)
+            table["extra_args"] = ["--lora", paths]
         return table
 
     def _notes(self, manifest: Manifest, config: Config, shown: str) -> Iterator[str]:
@@ -125,7 +163,7 @@ class OllamaStore:
         return data
 
     def _path(self, blob: Blob, shown: str) -> Path:
-        path = self.root / "blobs" / blob.file_name
+        path = self.blob_path(blob)
         try:
             size_bytes = inside(path, self.root).stat().st_size
         except ValueError as error:
@@ -135,6 +173,11 @@ class OllamaStore:
                 f"{path} has {size_bytes} bytes instead of {blob.size_bytes}; ollama pull {shown}"
             )
         return path
+
+
+def shown_name(name: OllamaName) -> str:
+    """Return a name in its shortest form, with the tag."""
+    return display_name(_spelled(name.parts))
 
 
 def _spelled(parts: tuple[str, ...]) -> str:

@@ -7,15 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from kvsup.config import SourcesConfig
-from kvsup.ollama.names import display_name, lookup_keys
+from kvsup.ollama.names import lookup_keys
 from kvsup.runtime.gguffolders import GGUFFolder
 from kvsup.runtime.hubcache import HubCache
-from kvsup.runtime.ollamastore import OllamaStore
+from kvsup.runtime.ollamastore import OllamaStore, places_of, shown_name
 from kvsup.stores.references import HubName, OllamaName, parse_reference
 from kvsup.stores.stored import Stored
-
-_SERVICE = Path("/usr/share/ollama/.ollama/models")
-"""Where Ollama keeps models as a service of the system (its installation script)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +40,12 @@ class Stores:
             base: the folder at which relative paths start.
         """
         self._sources = sources
-        named = sources.ollama if isinstance(sources.ollama, str) else environ.get("OLLAMA_MODELS")
-        home = Path.home()
-        places = [_path(named, base)] if named else [home / ".ollama/models", _SERVICE]
+        places = places_of(environ.get("OLLAMA_MODELS"))
+        if isinstance(sources.ollama, str):
+            places = [_path(sources.ollama, base)]
         self._ollama = [OllamaStore(place) for place in places]
         hub = sources.huggingface if isinstance(sources.huggingface, str) else None
-        self._hub = HubCache(_path(hub, base) if hub else _hub_folder(environ, home))
+        self._hub = HubCache(_path(hub, base) if hub else _hub_folder(environ, Path.home()))
         self._folders = [GGUFFolder(_path(folder, base)) for folder in sources.folders]
         self._found: dict[str, Stored | str] = {}
 
@@ -122,8 +119,8 @@ class Stores:
         for store in self._ollama:
             if (name := store.find(reference)) is not None:
                 return store.stored(name)
-        shown = _shown(reference)
-        known = sorted(_shown(name) for store in self._ollama for name in store.names())
+        shown = shown_name(reference)
+        known = sorted(shown_name(name) for store in self._ollama for name in store.names())
         places = " and ".join(str(store.root) for store in self._ollama)
         raise ValueError(
             f"no {shown} in {places}; there is {', '.join(known) or 'no model at all'}:"
@@ -136,10 +133,6 @@ def _spelling(name: str) -> str:
     for spelling in lookup_keys(name)[:1]:
         return spelling
     raise ValueError(f"{name!r} is no name for a model; name it in a TOML file")
-
-
-def _shown(name: OllamaName) -> str:
-    return display_name(f"{'/'.join(name.parts[:3])}:{name.tag}")
 
 
 def _hub_folder(environ: Mapping[str, str], home: Path) -> Path:

@@ -82,6 +82,7 @@ class Config(Struct, frozen=True):
     """What the config says of the model, beside much that nobody reads."""
 
     model_format: str = ""
+    model_family: str = ""
     renderer: str = ""
     """How Ollama itself writes prompts of the model, without a template."""
     parser: str = ""

@@ -14,14 +14,16 @@ _FOREIGN = frozenset(
 )  # fmt: skip
 """Architectures that no stock llama-server has a model for under that name."""
 
-_REWRITTEN = frozenset(
+REWRITTEN = frozenset(
     {
-        "bert", "clip", "gemma3", "gemma3n", "gemma4", "laguna", "lfm2", "llama", "llama4",
-        "mistral3", "nemotron_h_moe", "qwen35", "qwen35moe", "qwen3next", "qwen3vl", "qwen3vlmoe",
-        *_FOREIGN,
+        "gemma3", "gemma3n", "gemma4", "laguna", "lfm2", "llama4", "mistral3", "nemotron_h_moe",
+        "qwen35", "qwen35moe", "qwen3next", "qwen3vl", "qwen3vlmoe", *_FOREIGN,
     }
 )  # fmt: skip
-"""Architectures of which some published files are rewritten."""
+"""Architectures of which published files are rewritten (llama/compat, 2026-08)."""
+
+_NOW_AND_THEN = frozenset({"bert", "clip", "llama"})
+"""Those of which few are: a Llama 3 or two, snowflake-arctic-embed2, old projectors."""
 
 _PROJECTOR_TENSORS = ("v.", "mm.", "a.")
 
@@ -37,7 +39,7 @@ def why_not_stock(architecture: str, tensor_names: Iterable[str]) -> str:
 
 def suspicion(architecture: str) -> str:
     """Return what may be the cause where a file of Ollama's store does not load; or empty."""
-    if architecture not in _REWRITTEN:
+    if architecture not in REWRITTEN | _NOW_AND_THEN:
         return ""
     return (
         f"Ollama rewrites some of the {architecture} files that it published while it loads them,"

@@ -9,7 +9,7 @@ from kvsup.runtime.paths import cache_dir
 from tests.conftest import StartKvsup
 from tests.e2e.commands import run
 from tests.importing import SWAP
-from tests.ollamastores import Store
+from tests.stores import OllamaLayout
 
 FILES = (
     "Qwen3-8B-Q4_K_M", "gpt-oss-20b-mxfp4", "Mistral-Small-24B", "Coder-32B", "Coder-0.5B",
@@ -160,16 +160,16 @@ def test_installation_of_ollama_serves_its_own_files(
     there: Path, llama_server: Path, smollm2: Path, start_kvsup: StartKvsup
 ) -> None:
     """Its store is read, not copied; its variables are the host's keys."""
-    store = Store(there / "store")
+    store = OllamaLayout(there / "store")
     store.add(
-        "registry.ollama.ai/library/smollm2/135m",
-        {"model_family": "llama"},
-        model=smollm2,
-        params=b'{"num_ctx": 256, "temperature": 0, "num_thread": 1}',
-        system=b"You answer\nin one word.",
-        template=b"{{ .Prompt }}",
+        "smollm2:135m",
+        store.file("model", smollm2),
+        store.text("params", '{"num_ctx": 256, "temperature": 0, "num_thread": 1}'),
+        store.text("system", "You answer\nin one word."),
+        store.text("template", "{{ .Prompt }}"),
+        config={"model_family": "llama"},
     )
-    drop_in = f'[Service]\nEnvironment="OLLAMA_MODELS={store.folder}" OLLAMA_NUM_PARALLEL=2\n'
+    drop_in = f'[Service]\nEnvironment="OLLAMA_MODELS={store.root}" OLLAMA_NUM_PARALLEL=2\n'
     (there / "override.conf").write_text(drop_in)
     names = environment(there, llama_server)
 
@@ -184,7 +184,7 @@ def test_installation_of_ollama_serves_its_own_files(
     messages = [{"role": "user", "content": "Is the sea wet?"}]
     answer = httpx.post(f"{kvsup.url}/api/chat", json={**body, "messages": messages}, timeout=30)
     assert answer.json()["done"]
-    assert store.folder.name in kvsup.cli("argv", "smollm2:135m").stdout
+    assert store.root.name in kvsup.cli("argv", "smollm2:135m").stdout
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,22 @@ import pytest
 
 from kvsup.errors import ConfigError
 from kvsup.runtime.importstore import read_store, store_of
-from tests.ollamastores import Store
+from tests.stores import OllamaLayout
 
 LIBRARY = "registry.ollama.ai/library"
 
 
 def test_models_of_a_store_are_read_with_their_layers(tmp_path: Path) -> None:
     """Weights stay where they are; small layers are read."""
-    store = Store(tmp_path)
-    facts = {"model_family": "llama"}
+    store = OllamaLayout(tmp_path)
     manifest = store.add(
-        f"{LIBRARY}/a/7b", facts, model=b"GGUF", params=b'{"num_ctx": 8}', system=b"Hi."
+        "a:7b",
+        store.text("model", "GGUF"),
+        store.text("params", '{"num_ctx": 8}'),
+        store.text("system", "Hi."),
+        config={"model_family": "llama"},
     )
-    store.add("hf.co/org/Repo/latest", {"remote_host": "https://ollama.com"})
+    store.add("hf.co/org/Repo", config={"remote_host": "https://ollama.com"})
 
     remote, own = read_store(tmp_path)
 
@@ -45,9 +48,9 @@ def test_models_of_a_store_are_read_with_their_layers(tmp_path: Path) -> None:
 )
 def test_manifest_that_is_spoilt_is_a_problem_of_its_model_alone(tmp_path: Path, text: str) -> None:
     """The others are read."""
-    store = Store(tmp_path)
-    store.manifest(f"{LIBRARY}/bad/latest", text)
-    store.add(f"{LIBRARY}/good/latest", {}, model=b"GGUF")
+    store = OllamaLayout(tmp_path)
+    store.raw(f"{LIBRARY}/bad/latest", text)
+    store.add("good", store.text("model", "GGUF"))
 
     bad, good = read_store(tmp_path)
 
@@ -57,9 +60,9 @@ def test_manifest_that_is_spoilt_is_a_problem_of_its_model_alone(tmp_path: Path,
 
 def test_files_that_make_no_name_are_no_models(tmp_path: Path) -> None:
     """Ollama passes over them, too."""
-    store = Store(tmp_path)
-    store.manifest(f"{LIBRARY}/a b/latest", "{}")
-    store.manifest(f"{LIBRARY}/.DS_Store", "{}")
+    store = OllamaLayout(tmp_path)
+    store.raw(f"{LIBRARY}/a b/latest", "{}")
+    store.raw(f"{LIBRARY}/.DS_Store", "{}")
 
     assert read_store(tmp_path) == []
 

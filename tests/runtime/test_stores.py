@@ -25,7 +25,7 @@ def folder(
     """Return an empty configuration folder; no store of this machine is seen from it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    monkeypatch.setattr("kvsup.runtime.stores._SERVICE", tmp_path / "nothing")
+    monkeypatch.setattr("kvsup.runtime.ollamastore._SERVICE", tmp_path / "nothing")
     return ConfigFolder(llama_server=llama_server, state=tmp_path_factory.getbasetemp() / "state")
 
 

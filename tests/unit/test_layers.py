@@ -127,6 +127,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "llama",
         "ollama",
         "importing",
+        "stores",
         "msgspec",
         "tomli",
         "tomlkit",
