@@ -16,6 +16,7 @@ from kvsup.api.survival import Survival
 from kvsup.errors import Diverged, EngineError, NotResumed, UpstreamError
 from kvsup.events import Rescue
 from kvsup.llama.attempts import Attempts
+from kvsup.llama.defaults import with_members
 from kvsup.llama.faults import is_callers_fault
 from kvsup.llama.heartbeat import PING
 from kvsup.llama.resume import Continue, Mode, Replay, choose, continued_body
@@ -58,6 +59,8 @@ class Passage:
         self._attempts = Attempts()
         self._took_s = 0.0
         """How long the last attempt took until it broke off."""
+        self._slot: int | None = None
+        """The slot that this attempt names."""
         self._is_prompt_dear: Callable[..., bool] | None = None
         """Says whether a prompt that took so long is worth a file before the answer goes on."""
 
@@ -108,15 +111,20 @@ class Passage:
     async def _posted(self) -> bytes:
         """Return what this attempt sends."""
         body = await self._body()
-        if not isinstance(self._how, Continue):
-            return body
-        members = continued_body(self._path, msgspec.json.decode(body), self._seam.transcript)
-        return msgspec.json.encode(members)
+        if isinstance(self._how, Continue):
+            members = continued_body(self._path, msgspec.json.decode(body), self._seam.transcript)
+            body = msgspec.json.encode(members)
+        if self._slot is not None:
+            body = with_members(body, first={}, last={"id_slot": self._slot})
+        return body
 
     async def _run_warm(self, upstream: Upstream, survival: Survival) -> tuple[Answer, bytes]:
         """Run it, with what is kept of its conversation taken up before, and kept again."""
+        self._slot = None
         warmth = self._instance.warmth_of(upstream)
         warmed = warmth and await warmth.before(self._path, self._posted)
+        if warmth and not (warmed and warmed.entry):
+            self._slot = await warmth.seating.seat(self._path, self._posted)
         if not warmth or not warmed:
             return await self._run(upstream, survival)
         if warmed.entry is not None:

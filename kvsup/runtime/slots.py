@@ -23,7 +23,7 @@ _MAX_BODY_BYTES = 4 << 20
 
 _OWN_WAY = re.compile(rb'"cache_prompt"\s*:\s*false|"id_slot"|"lora"')
 
-_TEMPLATED = "/v1/chat/completions"
+TEMPLATED = "/v1/chat/completions"
 _PLAIN = ("/v1/completions", "/completion")
 
 
@@ -81,7 +81,7 @@ class Slots:
         """
         if not _MIN_BODY_BYTES <= len(body) <= _MAX_BODY_BYTES or _OWN_WAY.search(body):
             return None
-        if path == _TEMPLATED:
+        if path == TEMPLATED:
             rendered = await self._fetch("POST", "/apply-template", body, _Prompt)
             text = rendered.prompt if rendered else None
         elif path in _PLAIN:

@@ -21,6 +21,7 @@ from kvsup.runtime.keepable import identity_of, is_useless, note_use
 from kvsup.runtime.kvfiles import Entry, KVFiles
 from kvsup.runtime.measured import Measured
 from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.seating import Seating
 from kvsup.runtime.slots import CALL_S, Slot, Slots
 from kvsup.runtime.tally import Tallies
 from kvsup.runtime.upstream import Upstream
@@ -85,6 +86,7 @@ class Warmth:
         self._plan = plan
         self._upstream = upstream
         self._slots = Slots(upstream)
+        self.seating = Seating(upstream, self._slots, n_slots=plan.model.num_parallel)
         self._measured = measured
         self._files = store.files
         self._store = store

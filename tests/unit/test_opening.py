@@ -1,0 +1,53 @@
+"""By what a conversation is known again, and what is none."""
+
+import json
+
+import pytest
+
+from kvsup.llama.opening import opening
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+FIRST = {"role": "user", "content": "Hello."}
+ANSWER = {"role": "assistant", "content": "Hi."}
+SECOND = {"role": "user", "content": "Why?"}
+
+
+def body(*messages: object, **members: object) -> bytes:
+    """Return a request of these messages."""
+    return json.dumps({"messages": messages, **members}).encode()
+
+
+def test_later_turns_open_as_the_first_did() -> None:
+    """Whatever was answered, and whatever else is asked."""
+    first = opening(body(SYSTEM, FIRST))
+
+    assert first is not None
+    assert opening(body(SYSTEM, FIRST, ANSWER, SECOND, temperature=0, n=1)) == first
+
+
+@pytest.mark.parametrize("other", [(SYSTEM, SECOND), (FIRST,), ({**SYSTEM, "content": "x"}, FIRST)])
+def test_another_conversation_opens_otherwise(other: tuple[object, ...]) -> None:
+    """With the same system prompt, with none, with another one."""
+    assert opening(body(*other)) not in {None, opening(body(SYSTEM, FIRST))}
+
+
+@pytest.mark.parametrize(
+    "none",
+    [
+        body(SYSTEM),
+        body(),
+        body(SYSTEM, FIRST, n=2),
+        body(SYSTEM, FIRST, n_cmpl=2),
+        body(SYSTEM, FIRST, id_slot=0),
+        body(SYSTEM, FIRST, cache_prompt=False),
+        b'{"prompt": "Hello."}',
+        b'{"messages": [1]}',
+        b'{"messages": "x"}',
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+    ],
+)
+def test_request_that_is_no_turn_or_has_its_own_way_is_none(none: bytes) -> None:
+    """llama-server chooses its slot, or says what is wrong with it."""
+    assert opening(none) is None
