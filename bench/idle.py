@@ -16,9 +16,11 @@ from pathlib import Path
 
 import psutil
 
+from bench.clients import ask
+from bench.record import Reading
+from bench.routes import supervised
 from bench.stream_client import Load, cpu_s
 from bench.table import print_table
-from bench.tokens import measure, supervised
 from tests.running import RunningKvsup
 
 PACES = {16: 200.0}
@@ -52,7 +54,7 @@ def readings(kvsup: RunningKvsup, port: int) -> tuple[float, float, float]:
     at_rest_ms = (cpu_s(pid) - before_s) / QUIET_S * 1e3
     ((n, pace),) = PACES.items()
     load = Load(port, "/v1/chat/completions", f"streams{n}", n, pace, 1.0, pid)
-    us_per_token = measure(load).us_per_token
+    us_per_token = ask("stream_client", load, Reading).us_per_token
     return at_rest_ms, us_per_token, psutil.Process(pid).memory_info().rss / 1e6
 
 

@@ -6,7 +6,6 @@ command line and environment, ``/health`` asked every 2 ms, then the same reques
 
 import argparse
 import socket
-import statistics
 import subprocess
 import tempfile
 import time
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.table import print_table
+from bench.record import Run
+from bench.report import load_table
 from kvsup.plan import Plan
 from kvsup.runtime.binaries import default_binary
 from kvsup.runtime.configdir import read_configuration
@@ -130,45 +130,32 @@ def connect(path: str) -> socket.socket:
     return connection
 
 
+def measure(server: Path, n_rounds: int) -> tuple[dict[str, list[float]], str]:
+    """Return the seconds of so many cold loads by name, turn by turn, and the build."""
+    found: dict[str, list[float]] = {"by hand, ready": [], "by hand": [], "through kvsup": []}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RunningKvsup(Path(folder), models={"demo": MODEL_TOML}, llama_server=server) as kvsup,
+    ):
+        (plan,) = read_configuration(kvsup.configs, {}).plans
+        for number in range(n_rounds + 1):
+            eventually(lambda: kvsup.models()["demo"]["state"] == "stopped")
+            times = *by_hand(plan), through_kvsup(kvsup)
+            if number:  # the first round fills the page cache
+                for name, seconds in zip(found, times, strict=True):
+                    found[name].append(seconds)
+    return found, plan.binary.label
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--llama-server", default=default_binary(cache_dir()))
     given = parser.parse_args()
-    ready, hand, ours = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        server = Path(given.llama_server)
-        with RunningKvsup(Path(folder), models={"demo": MODEL_TOML}, llama_server=server) as kvsup:
-            (plan,) = read_configuration(kvsup.configs, {}).plans
-            for number in range(given.rounds + 1):
-                eventually(lambda: kvsup.models()["demo"]["state"] == "stopped")
-                times = by_hand(plan), through_kvsup(kvsup)
-                if number:  # the first round fills the page cache
-                    ready.append(times[0][0])
-                    hand.append(times[0][1])
-                    ours.append(times[1])
-    added = [b - a for a, b in zip(hand, ours, strict=True)]
-    rows = {
-        "by hand, ready": ready,
-        "by hand, first byte": hand,
-        "through kvsup, first byte": ours,
-        "added by kvsup": added,
-    }
-    head = (f"cold load, {plan.binary.label}", "median ms", "range ms")
-    print_table(
-        head, ((name, milliseconds(statistics.median(s)), span_ms(s)) for name, s in rows.items())
-    )
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a duration for a table."""
-    return f"{seconds * 1e3:.1f}"
-
-
-def span_ms(seconds: list[float]) -> str:
-    """Return the least and the greatest, for a table."""
-    return f"{milliseconds(min(seconds))} to {milliseconds(max(seconds))}"
+    run = Run()
+    run.load_s, run.load_build = measure(Path(given.llama_server), given.rounds)
+    print(load_table(run))
 
 
 if __name__ == "__main__":

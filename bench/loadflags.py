@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.load import MODEL_TOML, by_hand, milliseconds, span_ms
+from bench.load import MODEL_TOML, by_hand
 from bench.table import print_table
 from kvsup.runtime.binaries import default_binary
 from kvsup.runtime.configdir import read_configuration
@@ -36,6 +36,16 @@ def changed(argv: Sequence[str], values: Mapping[str, str], added: Sequence[str]
     for flag, value in values.items():
         argv[argv.index(flag) + 1] = value
     return argv
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a duration for a table."""
+    return f"{seconds * 1e3:.1f}"
+
+
+def span_ms(seconds: Sequence[float]) -> str:
+    """Return the least and the greatest, for a table."""
+    return f"{milliseconds(min(seconds))} to {milliseconds(max(seconds))}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Print what the numbers were measured on."""
+"""What the numbers were measured on."""
 
 import os
 import platform
@@ -22,20 +22,15 @@ def processor() -> str:
     return next(names, platform.machine())
 
 
-def main() -> None:
-    """Print one fact a line, as a Markdown list."""
+def facts() -> dict[str, str]:
+    """Return each fact by its name."""
     server = Path(default_binary(cache_dir()) or "none")
     load = ", ".join(f"{n:.1f}" for n in os.getloadavg())
-    facts = {
+    return {
         "processor": f"{processor()}, {os.cpu_count()} cores, load {load}",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         "kvsup": __version__,
         "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
-        "llama-server": server.parent.name,
+        "llama-server": server.resolve().parent.name,
     }
-    print("\n".join(f"- {name}: {fact}" for name, fact in facts.items()))
-
-
-if __name__ == "__main__":
-    main()

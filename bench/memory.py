@@ -4,14 +4,15 @@ import argparse
 import http.client
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 
+from bench.record import Held, Run
+from bench.report import memory_table
+from bench.routes import supervised
 from bench.stream_client import EVENT_MARK
-from bench.table import print_table
-from bench.tokens import supervised
 from tests.running import RunningKvsup
 
 PACE = 20_000.0
@@ -64,36 +65,38 @@ def tokens(kvsup: RunningKvsup, route: str, n_tokens: int) -> Iterator[int]:
         yield n_before + n_answer
 
 
-def held(kvsup: RunningKvsup, route: str, n_tokens: int) -> list[str]:
+def held(kvsup: RunningKvsup, route: str, n_tokens: int) -> Held:
     """Return kvsup's resident MB before all tokens, at each part of them, and after them."""
 
-    def resident() -> str:
-        return f"{psutil.Process(kvsup.process.pid).memory_info().rss / 1e6:.1f}"
+    def resident_mb() -> float:
+        return psutil.Process(kvsup.process.pid).memory_info().rss / 1e6
 
-    before, parts = resident(), [""] * N_SAMPLES
+    readings = [resident_mb()]
     for n_seen in tokens(kvsup, route, n_tokens):
-        part = n_seen * N_SAMPLES // n_tokens
-        if part and not parts[part - 1]:
-            parts[part - 1] = resident()
-    return [before, *parts, resident()]
+        while len(readings) <= n_seen * N_SAMPLES // n_tokens:
+            readings.append(resident_mb())
+    return Held(route, n_tokens, [*readings, resident_mb()])
+
+
+def measure(n_tokens: int, routes: Iterable[str]) -> list[Held]:
+    """Return what one kvsup holds while so many tokens pass on one route after the other."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        supervised(Path(folder), {1: PACE}, num_ctx=N_CTX) as kvsup,
+    ):
+        found = []
+        for route in routes:
+            for _ in answer(kvsup, route, 1000):
+                pass
+            found.append(held(kvsup, route, n_tokens))
+        return found
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=1_000_000)
-    n_tokens = parser.parse_args().tokens
-    parts = [f"{n_tokens * part // N_SAMPLES:,}" for part in range(1, N_SAMPLES + 1)]
-    rows = []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        supervised(Path(folder), {1: PACE}, num_ctx=N_CTX) as kvsup,
-    ):
-        for route in ROUTES:
-            for _ in answer(kvsup, route, 1000):
-                pass
-            rows.append((route, *held(kvsup, route, n_tokens)))
-    print_table(("MB resident", "before", *parts, "after"), rows)
+    print(memory_table(Run(held=measure(parser.parse_args().tokens, ROUTES))))
 
 
 if __name__ == "__main__":

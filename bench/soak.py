@@ -24,7 +24,7 @@ import httpx
 import msgspec
 import psutil
 
-from bench.soaked import Job, LostError, TruncatedError, jobs
+from bench.soaked import TOPICS, Job, LostError, TruncatedError, jobs
 from bench.table import print_table
 from kvsup.runtime.binaries import default_binary
 from kvsup.runtime.paths import cache_dir
@@ -61,7 +61,13 @@ class Counts:
 
 
 async def soak(
-    kvsup: RunningKvsup, *, seconds: float, n_clients: int, every_s: float, seed: int
+    kvsup: RunningKvsup,
+    *,
+    seconds: float,
+    n_clients: int,
+    every_s: float,
+    seed: int,
+    n_topics: int = len(TOPICS),
 ) -> Counts:
     """Ask and kill for ``seconds``; return what was seen."""
     counts = Counts(seconds=seconds)
@@ -70,7 +76,7 @@ async def soak(
     async with httpx.AsyncClient(
         base_url=kvsup.url, timeout=HUNG_S, limits=limits, trust_env=False
     ) as client:
-        every_job = jobs(tuple(PAIRS))
+        every_job = jobs(tuple(PAIRS), TOPICS[:n_topics])
         for job in every_job:
             wanted[job] = await job.ask(client)
         end_s = time.monotonic() + seconds
@@ -152,8 +158,18 @@ def model_toml(pair: str) -> str:
     )
 
 
-def run(*, seconds: float, n_clients: int = 4, every_s: float = 2.0, seed: int = 1) -> Counts:
-    """Soak a kvsup of its own; return what was seen, its log's last lines if something was."""
+def run(
+    *,
+    seconds: float,
+    n_clients: int = 4,
+    every_s: float = 2.0,
+    seed: int = 1,
+    n_topics: int = len(TOPICS),
+) -> Counts:
+    """Soak a kvsup of its own; return what was seen, its log's last lines if something was.
+
+    Fewer topics are fewer requests to be asked in peace before.
+    """
     server = Path(default_binary(cache_dir()) or "llama-server")
     models = {name: model_toml(pair) for name, pair in PAIRS.items()}
     with (
@@ -161,7 +177,15 @@ def run(*, seconds: float, n_clients: int = 4, every_s: float = 2.0, seed: int =
         RunningKvsup(Path(folder) / "kvsup", models=models, llama_server=server) as kvsup,
     ):
         counts = anyio.run(
-            partial(soak, kvsup, seconds=seconds, n_clients=n_clients, every_s=every_s, seed=seed)
+            partial(
+                soak,
+                kvsup,
+                seconds=seconds,
+                n_clients=n_clients,
+                every_s=every_s,
+                seed=seed,
+                n_topics=n_topics,
+            )
         )
         if not counts.is_flawless:
             counts.faults.append(kvsup.log()[-4000:])

@@ -1,7 +1,7 @@
 """The requests of the soak: on each API, streamed and whole, and how the whole text is read."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +72,11 @@ class Job:
                     yield json.loads(line.removeprefix("data: "))
 
 
-def jobs(models: tuple[str, ...]) -> list[Job]:
+def jobs(models: Sequence[str], topics: Sequence[str] = TOPICS) -> list[Job]:
     """Return a job for each model, API, way of answering and topic."""
     return [
         make(model, f"Tell me about {topic}.", stream=stream)
-        for topic in TOPICS
+        for topic in topics
         for model in models
         for make in (_chat, _schema, _generate, _completions, _chat_completions, _messages)
         for stream in (True, False)

@@ -1,7 +1,6 @@
 """How long ``kvsup`` takes to answer ``--help``, to estimate, to listen; what it holds at rest."""
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,8 @@ from pathlib import Path
 import psutil
 
 from bench.load import MODEL_TOML
-from bench.table import print_table
+from bench.record import Run
+from bench.report import start_table
 from kvsup.runtime.binaries import default_binary
 from kvsup.runtime.paths import cache_dir
 from tests.running import RunningKvsup
@@ -36,11 +36,8 @@ def at_rest(folder: Path) -> tuple[float, float]:
         return listening_ms, psutil.Process(kvsup.process.pid).memory_info().rss / 1e6
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    n_rounds = parser.parse_args().rounds
+def measure(n_rounds: int) -> dict[str, list[float]]:
+    """Return so many readings of each, by name."""
     run_ms("-m", "kvsup", "--help")  # compiles what has no .pyc yet
     model = cache_dir() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     estimating = ("-m", "kvsup", "estimate", str(model), "--pairs", "all", "--json")
@@ -54,21 +51,20 @@ def main() -> None:
             listening_ms, resident_mb = at_rest(Path(folder) / "kvsup")
         listening.append(listening_ms)
         resident.append(resident_mb)
-    rows = {
+    return {
         "Python alone, ms": bare,
         "kvsup --help, ms": helped,
         "kvsup estimate of 81 pairs, ms": estimated,
         "kvsup run until it listens, ms": listening,
         "kvsup at rest, MB resident": resident,
     }
-    head = ("start", "median", "range")
-    print_table(
-        head,
-        (
-            (name, f"{statistics.median(found):.0f}", f"{min(found):.0f} to {max(found):.0f}")
-            for name, found in rows.items()
-        ),
-    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    print(start_table(Run(start=measure(parser.parse_args().rounds))))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 It takes llama-server's command line and speaks as much of b11434 as kvsup needs to run it: the
 three informational flags, the child protocol, and ``POST /v1/chat/completions`` as a stream in the
 form, with the headers and in the chunks of the real one; as there, ``created`` is the time of the
-event. All streams get their next token in the same step, as slots of one batch do.
-``TOKENS_PER_S`` in the environment is the pace of each stream.
+event. A stream's first token comes at once; then all streams get their next one in the same step,
+as slots of one batch do. ``TOKENS_PER_S`` in the environment is the pace of each stream.
 
-Runs alone: it imports nothing of kvsup.
+It imports nothing of kvsup. ``ollama_source.py`` is the same for Ollama.
 """
 
 import asyncio
@@ -64,7 +64,8 @@ def _event(name: str, delta: dict[str, Any], **more: Any) -> bytes:
     return b"data: " + text.encode() + b"\n\n"
 
 
-def _chunk(events: bytes) -> bytes:
+def chunk(events: bytes) -> bytes:
+    """Return a chunk of HTTP."""
     return b"%x\r\n%b\r\n" % (len(events), events)
 
 
@@ -74,6 +75,9 @@ class Script:
     def __init__(self, name: str) -> None:
         self._name = name
         self._rendered_s = 0
+        self.progress = b""
+        self.tokens: list[bytes] = []
+        self.first = b""
         self.renew()
 
     def renew(self) -> None:
@@ -84,11 +88,11 @@ class Script:
         self._rendered_s = now_s
         role = _event(name, {"role": "assistant", "content": None})
         progress = {"total": 32, "cache": 0, "processed": 32, "time_ms": 230}
-        self.progress = _chunk(
+        self.progress = chunk(
             _event(name, {"role": "assistant", "content": None}, prompt_progress=progress)
         )
-        self.tokens = [_chunk(_event(name, {"content": word})) for word in WORDS]
-        self.first = _chunk(role + _event(name, {"content": WORDS[0]}))
+        self.tokens = [chunk(_event(name, {"content": word})) for word in WORDS]
+        self.first = chunk(role + _event(name, {"content": WORDS[0]}))
 
     def end(self, n_tokens: int) -> bytes:
         """Return the last event with its timings, ``[DONE]`` and the last chunk."""
@@ -98,14 +102,13 @@ class Script:
             "predicted_per_second": 165.1164,
         }  # fmt: skip
         last = _event(self._name, {}, finish_reason="length", timings=timings)
-        return _chunk(last) + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        return chunk(last) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 class Clock:
     """Gives all open streams their next token, ``tokens_per_s`` times a second."""
 
-    def __init__(self, script: Script, tokens_per_s: float) -> None:
-        self._script = script
+    def __init__(self, tokens_per_s: float) -> None:
         self._interval_s = 1 / tokens_per_s
         self._streams: set[Stream] = set()
 
@@ -121,8 +124,8 @@ class Clock:
         self._streams.discard(stream)
 
     def _step(self, due_s: float) -> None:
-        self._script.renew()
         for stream in tuple(self._streams):
+            stream.script.renew()
             stream.say()
         if self._streams:
             next_s = due_s + self._interval_s
@@ -132,8 +135,10 @@ class Clock:
 class Stream(asyncio.Protocol):
     """One connection: one request, one answer, closed at its end as b11434 does."""
 
+    closes = True
+
     def __init__(self, script: Script, clock: Clock) -> None:
-        self._script = script
+        self.script = script
         self._clock = clock
         self._request = b""
         self._n_said = 0
@@ -151,16 +156,33 @@ class Stream(asyncio.Protocol):
         head, blank, body = self._request.partition(b"\r\n\r\n")
         if not blank or len(body) < _content_length(head):
             return
-        if not head.startswith(b"POST /v1/chat/completions "):
-            self._transport.write(HEALTHY if head.startswith(b"GET /health ") else UNKNOWN)
-            self._transport.close()
+        if not self.is_stream(head):
+            self._transport.write(self.plain(head))
+            self._finish()
             return
         request = json.loads(body)
-        self._n_tokens = request.get("max_tokens") or request["n_predict"]
+        self._n_tokens = self.wanted(request)
         self._transport.write(HEAD)
         if request.get("return_progress"):
-            self._transport.write(self._script.progress)
-        self._clock.add(self)
+            self._transport.write(self.script.progress)
+        self.script.renew()
+        self.say()
+        if self._n_tokens > 1:
+            self._clock.add(self)
+        else:
+            self.say()
+
+    def is_stream(self, head: bytes) -> bool:
+        """Say whether the request asks for tokens."""
+        return head.startswith(b"POST /v1/chat/completions")
+
+    def plain(self, head: bytes) -> bytes:
+        """Return the answer to any other request."""
+        return HEALTHY if head.startswith(b"GET /health") else UNKNOWN
+
+    def wanted(self, request: dict[str, Any]) -> int:
+        """Return how many tokens the request asks for."""
+        return int(request.get("max_tokens") or request["n_predict"])
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Stop streaming to a client that left."""
@@ -171,13 +193,20 @@ class Stream(asyncio.Protocol):
         assert self._transport is not None
         if self._n_said == self._n_tokens:
             self._clock.drop(self)
-            self._transport.write(self._script.end(self._n_tokens))
-            self._transport.close()
+            self._transport.write(self.script.end(self._n_tokens))
+            self._finish()
             return
-        tokens = self._script.tokens
-        chunk = tokens[self._n_said % len(tokens)] if self._n_said else self._script.first
+        tokens = self.script.tokens
+        token = tokens[self._n_said % len(tokens)] if self._n_said else self.script.first
         self._n_said += 1
-        self._transport.write(chunk)
+        self._transport.write(token)
+
+    def _finish(self) -> None:
+        """Close the connection, or wait for its next request."""
+        assert self._transport is not None
+        self._request, self._n_said = b"", 0
+        if self.closes:
+            self._transport.close()
 
 
 def _content_length(head: bytes) -> int:
@@ -187,20 +216,24 @@ def _content_length(head: bytes) -> int:
     return 0
 
 
-async def _serve(socket: str, name: str) -> None:
+async def _serve(host: str, port: str, name: str) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     script = Script(name)
-    clock = Clock(script, float(os.environ["TOKENS_PER_S"]))
-    await loop.create_unix_server(lambda: Stream(script, clock), socket, backlog=1024)
+    clock = Clock(float(os.environ["TOKENS_PER_S"]))
+    if host.endswith(".sock"):
+        await loop.create_unix_server(lambda: Stream(script, clock), host, backlog=1024)
+    else:
+        await loop.create_server(lambda: Stream(script, clock), host, int(port), backlog=1024)
 
     def obey() -> None:
         line = sys.stdin.buffer.readline().strip()
         if line in {b"", EXIT_LINE}:
             ended.set()
 
-    loop.add_reader(sys.stdin.fileno(), obey)
+    if "LLAMA_SERVER_ROUTER_PORT" in os.environ:
+        loop.add_reader(sys.stdin.fileno(), obey)
     print('cmd_child_to_router:state:{"state":"ready"}', flush=True)
     await ended.wait()
 
@@ -212,7 +245,7 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(texts[arguments[0]])
         return
     given = dict(pairwise(arguments))
-    uvloop.run(_serve(given["--host"], given["--alias"]))
+    uvloop.run(_serve(given["--host"], given.get("--port", ""), given["--alias"]))
 
 
 if __name__ == "__main__":
