@@ -143,6 +143,15 @@ def _routes(
     control = ControlHandlers(fleet, store.kept, reload=store.reload, refusal=store.refusal)
     why = WhyHandlers(fleet, chronicle)
     return [
+        # What is asked most comes first: they are tried one after the other.
+        serve("/api/chat", generation.chat),
+        serve("/api/generate", generation.generate),
+        serve("/v1/health", _health, _BOTH),
+        serve("/v1/models", passthrough.models, _BOTH, OPENAI),
+        serve("/v1/models/{name:path}", passthrough.model, _GET, OPENAI),
+        passed("/v1/messages", ANTHROPIC_DIALECT),
+        passed("/v1/messages/count_tokens", ANTHROPIC_DIALECT),
+        passed("/v1/{path:path}", OPENAI_DIALECT),
         serve("/", _hello, _BOTH),
         serve("/health", _health, _BOTH),
         serve("/openapi.json", _openapi, _GET),
@@ -150,8 +159,6 @@ def _routes(
         serve("/api/tags", catalogue.tags, _BOTH),
         serve("/api/ps", catalogue.ps, _GET),
         serve("/api/show", ShowHandlers(fleet).show),
-        serve("/api/chat", generation.chat),
-        serve("/api/generate", generation.generate),
         serve("/api/embed", embedding.embed),
         serve("/api/embeddings", embedding.embeddings),
         serve("/api/copy", catalogue.copy),
@@ -167,12 +174,6 @@ def _routes(
         serve("/api/experimental/web_search", cloud.web_search),
         serve("/api/experimental/web_fetch", cloud.web_fetch),
         serve("/api/experimental/model-recommendations", cloud.recommendations, _GET),
-        serve("/v1/health", _health, _BOTH),
-        serve("/v1/models", passthrough.models, _BOTH, OPENAI),
-        serve("/v1/models/{name:path}", passthrough.model, _GET, OPENAI),
-        passed("/v1/messages", ANTHROPIC_DIALECT),
-        passed("/v1/messages/count_tokens", ANTHROPIC_DIALECT),
-        passed("/v1/{path:path}", OPENAI_DIALECT),
         *(passed(path, OPENAI_DIALECT) for path in CANONICAL),
         *(passed(path, NATIVE_DIALECT) for path in _NATIVE_PATHS),
         serve("/models", router.models, _GET, OPENAI),

@@ -3,6 +3,7 @@
 It answers when no file descriptor is left, too, with what it knew last.
 """
 
+import functools
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,7 @@ def is_network_type(name: str) -> bool:
     return kind.startswith(_NETWORK_TYPES)
 
 
+@functools.cache
 def n_processors() -> int | None:
     """Return how many processors there are; None where the system does not tell."""
     return os.cpu_count()
