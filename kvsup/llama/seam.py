@@ -1,9 +1,8 @@
 """Make one unbroken stream of events out of the streams of several llama-servers.
 
 A seam lies below every API's answer, on the bytes of llama-server, so that none of them knows of a
-process that died. While nothing dies it looks for the last end of an event and keeps what passed,
-in less than 1 µs an event; what was kept is read when a process has died, or every 256 KiB, which
-is some thousand tokens, in 3 µs an event.
+process that died. While nothing dies it looks for the last end of an event, and takes from each
+what a death would need (``llama/transcript.py``), in some 1 µs an event (``bench/steps.py``).
 """
 
 from kvsup.errors import UpstreamError
@@ -11,26 +10,19 @@ from kvsup.llama.counts import Spent
 from kvsup.llama.resume import Continue, Replay
 from kvsup.llama.splicing import Continued, Replayed, Restarted, Splice
 from kvsup.llama.sse import MAX_EVENT_BYTES
-from kvsup.llama.transcript import DATA, DONE, Transcript
-
-_KEPT_BYTES = 256 * 1024
-"""How much of what was delivered waits to be read."""
-
-_DONE_EVENT = DATA + DONE + b"\n\n"
+from kvsup.llama.transcript import Transcript
 
 
 class Seam:
     """Takes the bytes of one attempt after the other, gives those of one stream."""
 
     __slots__ = (
-        "_kept",
         "_n_before",
-        "_n_kept",
         "_path",
         "_rest",
         "_spent",
         "_splice",
-        "_transcript",
+        "transcript",
     )
 
     def __init__(self, path: str, *, n_answers: int = 1) -> None:
@@ -42,9 +34,8 @@ class Seam:
                 its end otherwise.
         """
         self._path = path
-        self._transcript = Transcript(path, n_answers=n_answers)
-        self._kept: list[bytes] = []
-        self._n_kept = 0
+        self.transcript = Transcript(path, n_answers=n_answers)
+        """What was delivered so far."""
         self._n_before = 0
         self._rest = b""
         self._splice: Splice | Restarted | None = None
@@ -73,10 +64,7 @@ class Seam:
         block = data[:end]
         if self._splice is not None:
             block = self._splice.feed(block)
-        self._kept.append(block)
-        self._n_kept += len(block)
-        if self._n_kept > _KEPT_BYTES:
-            self._read()
+        self.transcript.add(block)
         return block
 
     def reopen(self, how: Replay | Continue, *, spent_ms: float | None = None) -> None:
@@ -107,16 +95,9 @@ class Seam:
             self._splice = Replayed(self._path, transcript, self._spent)
 
     @property
-    def transcript(self) -> Transcript:
-        """Return what was delivered so far."""
-        self._read()
-        return self._transcript
-
-    @property
     def is_complete(self) -> bool:
         """Say whether the stream has said its end, or an error: no death is a loss any more."""
-        has_said_done = bool(self._kept) and self._kept[-1].endswith(_DONE_EVENT)
-        return has_said_done or self.transcript.is_complete
+        return self.transcript.is_complete
 
     @property
     def has_delivered(self) -> bool:
@@ -139,9 +120,3 @@ class Seam:
         transcript = self.transcript
         is_longer = transcript.n_tokens > self._n_before or transcript.has_delivered_opaque
         return is_longer or self.is_complete
-
-    def _read(self) -> None:
-        if self._kept:
-            self._transcript.add(*self._kept)
-            self._kept.clear()
-            self._n_kept = 0

@@ -104,6 +104,9 @@ class _Event(msgspec.Struct, frozen=True):
 
 _REASONING = b"reasoning_content"
 
+_MAX_TEXTS = 1024
+"""How many texts wait to be read; they are read sooner where anybody asks."""
+
 _decode = msgspec.json.Decoder(_Event).decode
 
 
@@ -219,8 +222,10 @@ class Transcript:
             n_answers: how many answers a stream of ``/completion`` holds; those of ``/v1`` say
                 their end.
         """
-        self.is_opaque = path not in NATIVE and path not in {CHAT, TEXT}
-        self.answers: dict[int, Answer] = {}
+        self._is_opaque = path not in NATIVE and path not in {CHAT, TEXT}
+        self._answers: dict[int, Answer] = {}
+        self._texts: list[bytes] = []
+        """Those of the last events, as JSON without quotes, which wait to be read together."""
         self.identity: dict[str, object] = {}
         """The members ``IDENTITY`` of the first event."""
         self.prompt_tokens: int | None = None
@@ -237,7 +242,7 @@ class Transcript:
         self.is_complete = False
         self.has_events = False
         """Whether any event was delivered, comments aside."""
-        self.has_delivered_opaque = False
+        self._has_delivered_opaque = False
         self.preludes: dict[bytes, bytes] = {}
         """Which of them ``/v1/responses`` has sent, and the id that they gave the response."""
         self._frame: Frame | None = None
@@ -245,6 +250,24 @@ class Transcript:
         self._framed = (0, b"")
         self._is_native = path in NATIVE
         self._n_answers = n_answers
+
+    @property
+    def answers(self) -> dict[int, Answer]:
+        """Return the choices by their index."""
+        self._read_texts()
+        return self._answers
+
+    @property
+    def is_opaque(self) -> bool:
+        """Say whether nobody can read it: another route, or what is no event."""
+        self._read_texts()
+        return self._is_opaque
+
+    @property
+    def has_delivered_opaque(self) -> bool:
+        """Say whether anything was delivered that nobody can read."""
+        self._read_texts()
+        return self._has_delivered_opaque
 
     @property
     def has_delivered(self) -> bool:
@@ -260,30 +283,29 @@ class Transcript:
         """Return the choice with this index."""
         return self.answers.setdefault(index, Answer())
 
-    def add(self, *blocks: bytes) -> None:
-        """Read blocks of complete events, each event with its blank line."""
-        texts: list[bytes] = []
-        for block in blocks:
-            found = None if self._frame is None else self._frame.texts(block)
-            if found is not None:
-                texts += found
-                continue
-            self._add_texts(texts)
+    def add(self, block: bytes) -> None:
+        """Read complete events, each with its blank line."""
+        found = None if self._frame is None else self._frame.texts(block)
+        if found is None:
+            self._read_texts()
             self._add_events(block)
-        self._add_texts(texts)
+            return
+        self._texts += found
+        if len(self._texts) >= _MAX_TEXTS:
+            self._read_texts()
 
-    def _add_texts(self, texts: list[bytes]) -> None:
-        """Read events that stood in the frame; forget them."""
+    def _read_texts(self) -> None:
+        """Read the events that stood in the frame since the last call."""
+        texts, self._texts = self._texts, []
         if not texts:
             return
         index, key = self._framed
         try:
             text = msgspec.json.decode(b'"%b"' % b"".join(texts), type=str)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self.is_opaque = self.has_delivered_opaque = True
+            self._is_opaque = self._has_delivered_opaque = True
         else:
-            self.answer(index).add_texts(key, text, len(texts))
-        texts.clear()
+            self._answers.setdefault(index, Answer()).add_texts(key, text, len(texts))
 
     def _add_events(self, block: bytes) -> None:
         last: tuple[bytes, _Event] | None = None
@@ -292,7 +314,7 @@ class Transcript:
                 continue
             self.has_events = True
             self.is_complete |= event.startswith(_ENDS)
-            if self.is_opaque:
+            if self._is_opaque:
                 self._add_opaque(event)
             elif event.startswith(DATA) and (payload := event[6:]) != DONE:
                 read = self._add_payload(payload)
@@ -303,14 +325,14 @@ class Transcript:
         if found := prelude(event):
             self.preludes.setdefault(*found)
         else:
-            self.has_delivered_opaque = True
+            self._has_delivered_opaque = True
 
     def _add_payload(self, payload: bytes) -> _Event | None:
         """Read one event of an answer; return it unless it is of something else."""
         try:
             event = _decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            self.is_opaque = self.has_delivered_opaque = True
+            self._is_opaque = self._has_delivered_opaque = True
             return None
         if event.error is not None:
             return None
@@ -329,7 +351,7 @@ class Transcript:
             self.answer(choice.index).add(choice)
         if self._is_native:
             self.answer(event.index).add_native(event)
-            n_ended = sum(answer.finish_reason is not None for answer in self.answers.values())
+            n_ended = sum(answer.finish_reason is not None for answer in self._answers.values())
             self.is_complete |= n_ended >= self._n_answers
         return event
 

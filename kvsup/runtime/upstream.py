@@ -117,7 +117,7 @@ class Response(asyncio.Protocol):
             self._fail(UpstreamError(f"llama-server sent no HTTP: {error}"))
             self.abort()
         if self._sink is not None and self._unread:
-            self._give(self._sink)
+            self._give(self._sink, self._unread)
         if self._unread_bytes > HIGH_WATER_BYTES and not self._is_paused and self.transport:
             self._is_paused = True
             self.transport.pause_reading()
@@ -183,9 +183,12 @@ class Response(asyncio.Protocol):
             self.transport.resume_reading()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _give(self, sink: Sink) -> None:
+    def _give(self, sink: Sink, unread: list[bytes]) -> None:
+        data = unread[0] if len(unread) == 1 else b"".join(unread)
+        unread.clear()
+        self._unread_bytes = 0
         try:
-            if not sink(self._taken()):
+            if not sink(data):
                 self._wake(has_news=False)
         except Exception as error:  # noqa: BLE001 - it is for whoever pours
             self._sink = None
