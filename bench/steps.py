@@ -107,7 +107,7 @@ async def measured(n_rounds: int) -> list[tuple[str, str]]:
         "byte copy": (byte_copy(), chunks),
         "the chunk parsed (httptools)": (parsing(), chunks),
         "the chunk parsed and given on (runtime/upstream.py)": (pouring(lambda _: True), chunks),
-        "what was delivered, kept and read (llama/seam.py)": (seams[0].feed, events),
+        "what was delivered, read (llama/seam.py)": (seams[0].feed, events),
         "Ollama's line (ollama/from_llama.py)": (lines, events),
         "the client's chunk (api/protocol.py)": (put, events),
         "all of it, /v1": (pouring(lambda data: put(seams[1].feed(data))), chunks),
