@@ -56,6 +56,8 @@ class _Member:
 def packed(entries: Iterable[Entry]) -> Iterator[bytes]:
     """Yield the bytes of a file with ``entries``, without those that are gone by then.
 
+    No piece is empty.
+
     Raises:
         OSError: one cannot be read to its end.
     """
@@ -75,7 +77,8 @@ def packed(entries: Iterable[Entry]) -> Iterator[bytes]:
                     raise OSError(f"{entry.path} is shorter than it was")
                 left_bytes -= len(piece)
                 yield piece
-            yield _filling(entry.sidecar.size_bytes)
+            if filling := _filling(entry.sidecar.size_bytes):
+                yield filling
     yield bytes(2 * _BLOCK)
 
 

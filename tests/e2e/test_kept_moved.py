@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import StartKvsup
 from tests.e2e.test_warm_swaps import chat, model, saved, unload
 from tests.running import RunningKvsup, eventually
+from tests.runtime.test_kvfiles import TOKENS, opened, written
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -81,6 +82,28 @@ def test_export_of_one_model_holds_no_other_and_replaces_no_file(
     assert (nobody.returncode, "nothing is kept of 'nobody'" in nobody.stderr) == (1, True)
     assert [path.name for path in tmp_path.glob("*.tar*")] == ["b.tar"]
     assert kvsup.client.get("/kvsup/kv/archive", params={"model": "nobody"}).status_code == 404
+
+
+@pytest.mark.parametrize("n_beyond_bytes", [0, 1])
+async def test_export_of_the_kvsup_that_runs_is_whole_whatever_the_sizes_are(
+    start_kvsup: StartKvsup, smollm2: Path, tmp_path: Path, n_beyond_bytes: int
+) -> None:
+    """A conversation that fills the last block of the tar ends nothing."""
+    kvsup = start_kvsup({"m": model(smollm2)})
+    kvsup.stop()
+    files = opened(kvsup.state / "kv")
+    for first in (7, 8):
+        part = written(files, [first, *TOKENS], model="m")
+        path = files.folder_of("m") / part
+        with path.open("ab") as file:
+            file.write(bytes(-path.stat().st_size % 512 + n_beyond_bytes))
+        assert await files.keep(part, model="m", identity="0" * 32, reread_s=1.0)
+    kvsup.start()
+
+    done = kvsup.cli("kv", "export", str(tmp_path / "kept.tar"))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["m", "m"]
 
 
 def test_file_that_breaks_off_or_is_another_is_told_and_what_came_before_it_stays(
