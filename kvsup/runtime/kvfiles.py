@@ -238,7 +238,8 @@ def described(entries: Iterable[Entry]) -> list[dict[str, Any]]:
 def _found(folder: Path) -> Iterator[Entry]:
     """Yield every saved slot below ``folder``; remove what a kill has left of others."""
     with suppress(OSError):
-        for path in sorted(folder.glob("*/*")):
+        found = sorted(folder.glob("*/*"))
+        for path in sorted(found, key=lambda path: path.suffix == ".json"):  # behind its .kv
             if not _OWN.fullmatch(path.name):
                 continue
             if path.suffix == ".kv":
@@ -255,9 +256,11 @@ def _read(path: Path) -> Entry | None:
     try:
         sidecar = msgspec.json.decode(path.with_suffix(".json").read_bytes(), type=Sidecar)
         tokens = read_tokens(path)
+        is_whole = path.stat().st_size == sidecar.size_bytes
     except (OSError, msgspec.MsgspecError, SlotFileError):
         return None
-    return Entry(path, sidecar, tokens) if sha256_of(tokens) == sidecar.prefix_sha256 else None
+    is_good = is_whole and sha256_of(tokens) == sidecar.prefix_sha256
+    return Entry(path, sidecar, tokens) if is_good else None
 
 
 def _written(path: Path, model: str, identity: str, reread_s: float, *, must_sync: bool) -> Entry:

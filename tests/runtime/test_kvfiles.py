@@ -173,3 +173,15 @@ async def test_clear_removes_a_models_files_and_tells_the_bytes(tmp_path: Path) 
     assert files.clear(MODEL) == entry.sidecar.size_bytes
     assert files.entries() == []
     assert not on_disk(tmp_path, "*.kv")
+
+
+async def test_file_that_a_crash_of_the_machine_cut_short_is_gone_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """It would break off every export, and llama-server may die of it."""
+    entry = await kept(opened(tmp_path), TOKENS)
+    assert entry is not None
+    entry.path.write_bytes(entry.path.read_bytes()[:-1])
+
+    assert opened(tmp_path).entries() == []
+    assert on_disk(tmp_path) == set()
