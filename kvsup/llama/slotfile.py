@@ -9,6 +9,7 @@ import hashlib
 import struct
 from array import array
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import pairwise
 
 import msgspec
@@ -34,6 +35,8 @@ _VECTOR = "--control-vector"
 _ADAPTERS = ("--lora", f"{_VECTOR}-", f"{_VECTOR}=")
 """Flags of LoRAs, and of control vectors in the forms that are not taken apart (arg.cpp)."""
 _VARIABLES = ("GGML_", "LLAMA_")
+_SHARES = ("--slot-prompt-similarity", "-sps")
+_DEFAULT_SHARE = 0.1
 
 
 class SlotFileError(ValueError):
@@ -150,3 +153,17 @@ def is_certain(argv: Iterable[str], sums: Mapping[str, str]) -> bool:
     return not has_adapters(words) and all(
         following in sums for flag, following in pairwise(words) if flag == _VECTOR
     )
+
+
+def least_share(argv: Iterable[str]) -> float | None:
+    """Return the share of a prompt above which llama-server chooses a slot that holds it.
+
+    Below it takes the slot that has been idle for longest (``get_available_slot`` in
+    server-context.cpp; b10434 and b11434, tried). None: always that one.
+    """
+    share = _DEFAULT_SHARE
+    for flag, following in pairwise(argv):
+        if flag in _SHARES:
+            with suppress(ValueError):  # llama-server does not start with it
+                share = float(following)
+    return share or None

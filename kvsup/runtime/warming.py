@@ -15,7 +15,7 @@ import anyio
 
 from kvsup import events
 from kvsup.errors import UpstreamError
-from kvsup.llama.slotfile import SlotFileError
+from kvsup.llama.slotfile import SlotFileError, least_share
 from kvsup.plan import Plan
 from kvsup.runtime.keepable import identity_of, is_useless, note_use
 from kvsup.runtime.kvfiles import Entry, KVFiles
@@ -150,7 +150,7 @@ class Warmth:
         place = best(prompt, [entry.tokens for entry in entries], self.reuse)
         entry = None if place is None else entries[place]
         n_kept = 0 if entry is None else n_reused(prompt, entry.tokens, self.reuse)
-        if entry is None or n_kept < n_held + MIN_TOKENS:
+        if entry is None or n_kept < n_held + MIN_TOKENS or not self._is_found(n_kept, prompt):
             return Warmed(prompt, None, n_held)
         slots = await self._slots.all()
         if not await self._restore(entry, [slot for slot in slots if not slot.is_processing]):
@@ -284,6 +284,13 @@ class Warmth:
         took_s = time.monotonic() - started_s
         self._emit(events.KVRestored(self._plan.name, answer.n_restored, took_s))
         return True
+
+    def _is_found(self, n_tokens: int, prompt: Tokens) -> bool:
+        """Say whether llama-server surely chooses the slot that holds so much of a prompt."""
+        if self._plan.model.num_parallel == 1:
+            return True
+        share = least_share(self._plan.argv)
+        return share is not None and n_tokens > share * len(prompt)
 
     def _n_tokens(self, slot: Slot) -> int:
         """Return what a slot holds; after a restore llama-server tells 0 until it is used."""

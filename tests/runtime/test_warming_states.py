@@ -103,6 +103,33 @@ async def test_build_that_did_not_use_what_it_restored_is_not_tried_again(
     assert "did not use what it had restored of llama" in why_not_kept(plan, anew.store.remembered)
 
 
+@pytest.mark.parametrize(("n_more", "is_restored"), [(2000, True), (3500, False)])
+async def test_of_several_slots_one_is_restored_only_where_llama_server_will_choose_it(
+    folder: Folder, *, n_more: int, is_restored: bool
+) -> None:
+    """Below a tenth of the prompt it takes the one idle longest: the build is not to blame."""
+    folder.num_ctx, folder.model = 4096, write("llama", folder.path, speaks=True)
+    folder.write(a="num_parallel = 2\n")
+    kept, plan = Kept(folder), folder.plan("a")
+    async with owned(plan) as instance:
+        warmth = await kept.warmth(instance)
+        await completed(instance, warmth, PROMPT[:290])
+        await warmth.save(limit_s=10, is_waited_for=False)
+    (saved,) = kept.store.files.entries("a")
+
+    async with owned(plan) as instance:
+        warmth = await kept.warmth(instance)
+        await completed(instance, warmth, [4 + 11 * place % 80 for place in range(600)])
+        await completed(instance, warmth, [5 + 13 * place % 80 for place in range(300)])
+        _, n_cached, warmed = await completed(
+            instance, warmth, [*PROMPT[:290], *(6 + 17 * place % 80 for place in range(n_more))]
+        )
+
+    assert (warmed.entry is not None) == (n_cached >= 290) == is_restored
+    assert not is_useless(plan, kept.store.remembered)
+    assert saved.path in {entry.path for entry in kept.store.files.entries("a")}
+
+
 async def test_architecture_whose_slots_were_used_once_is_never_given_up(folder: Folder) -> None:
     """A later miss has another cause: a request that came between, by another way."""
     folder.write(a="")

@@ -10,6 +10,7 @@ from kvsup.llama.slotfile import (
     SlotFileError,
     identity,
     is_certain,
+    least_share,
     n_words,
     named_files,
     tokens_of,
@@ -152,3 +153,19 @@ def test_tokens_that_break_off_are_refused(words: bytes) -> None:
     assert HEAD_BYTES == 12
     with pytest.raises(SlotFileError):
         tokens_of(words)
+
+
+@pytest.mark.parametrize(
+    ("more", "share"),
+    [
+        ((), 0.1),
+        (("--slot-prompt-similarity", "0.4"), 0.4),
+        (("-sps", "0.4", "-sps", "0.2"), 0.2),
+        (("-sps", "0.0"), None),
+    ],
+)
+def test_share_of_a_prompt_by_which_a_slot_is_chosen_is_that_of_the_command_line(
+    more: tuple[str, ...], share: float | None
+) -> None:
+    """Without the flag it is llama-server's own; 0 switches the choice off."""
+    assert least_share((*ARGV, *more)) == share
