@@ -135,7 +135,7 @@ class Passage:
         try:
             end = await self._run(upstream, survival)
         except _PromptRead:
-            await warmth.checkpoint(warmed)
+            warmed = await warmth.checkpoint(warmed)
             self._seam.reopen(Replay(), spent_ms=1000 * (time.monotonic() - began_s))
             end = await self._run(upstream, survival)
         warmth.after(warmed, self._seam.transcript.cached_tokens if is_told else None)

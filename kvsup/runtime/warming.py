@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -59,6 +59,8 @@ class Warmed:
     """Nothing else ran when it was restored, which might have taken its slot."""
     n_asked: int = 0
     """How many requests had come until then."""
+    comes_twice: bool = False
+    """It broke off when its prompt was read; what it finds in its slot then is no hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,8 @@ class Warmth:
         asked for none any more, by this process or, where this build never used one of that
         architecture, a later one.
         """
+        if warmed.comes_twice:
+            self._measured.tally.n_cached_tokens -= len(warmed.prompt) - warmed.n_expected
         if (entry := warmed.entry) is not None:
             n_taken = warmed.n_expected if n_cached is None else min(n_cached, warmed.n_expected)
             self._measured.tally.n_restored_tokens += n_taken
@@ -192,21 +196,22 @@ class Warmth:
         speed = n_new / max(took_s, 1e-3)
         return is_worth_waiting(n_tokens=n_new, size_bytes=size_bytes, prompt_tokens_per_s=speed)
 
-    async def checkpoint(self, warmed: Warmed) -> None:
+    async def checkpoint(self, warmed: Warmed) -> Warmed:
         """Save the slot that has read a prompt, once llama-server has let it go.
 
-        The same request comes once more: what it finds in its slot then is no hit.
+        Return what is known of the same request, which comes once more.
 
         Raises:
             UpstreamError: llama-server has gone.
         """
-        self._measured.tally.n_cached_tokens -= len(warmed.prompt) - warmed.n_expected
+        again = replace(warmed, comes_twice=True)
         for _ in range(_LOOKS):
             for slot in await self._slots.all():
                 if not slot.is_processing and slot.n_prompt_tokens >= len(warmed.prompt):
                     await self._save(slot, is_waited_for=True)
-                    return
+                    return again
             await anyio.sleep(_LET_GO_S)
+        return again
 
     async def save(self, *, limit_s: float, is_waited_for: bool, least_new_tokens: int = 1) -> None:
         """Save each slot that holds something new, until ``limit_s`` have passed.

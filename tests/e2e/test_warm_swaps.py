@@ -192,6 +192,23 @@ def test_kill_in_an_answer_to_a_long_prompt_costs_no_second_reading(
         assert broken_end[count] == calm_end[count], count
 
 
+def test_client_that_leaves_behind_a_long_prompt_takes_nothing_of_the_hit_rate(
+    start_kvsup: StartKvsup, smollm2: Path
+) -> None:
+    """Its request did not come to its end; the next one found all of its prompt read."""
+    kvsup = start_kvsup({"m": model(smollm2, "checkpoint_after_tokens = 300\n")})
+    body = {"model": "m", "messages": [{"role": "user", "content": f"{TEXT} Count."}]}
+    with kvsup.client.stream("POST", "/api/chat", json=body) as answer:
+        next(answer.iter_lines())
+    eventually(lambda: kvsup.models()["m"]["in_flight"] == 0)
+    assert len(saved(kvsup)) == 1
+
+    kvsup.client.post("/api/chat", json={**body, "stream": False, "options": GREEDY})
+
+    eventually(lambda: kvsup.models()["m"]["prompt_tokens"])
+    assert kvsup.models()["m"]["cache_hit_rate"] > 0.9
+
+
 CHAT = {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 8, "temperature": 0}
 
 
