@@ -64,11 +64,7 @@ class Prober:
             plan = instance.plan
             is_decided_by_it = plan.model.kv_slow != "warn" and has_file(plan.model.source)
             is_wanted = instance.last_used_s > 0 or is_decided_by_it
-            has_choice = plan.estimate.caches and plan.pooling is None
-            is_open = (
-                has_choice and plan.model.kv_cache_type != F16 and plan.identity not in self._tried
-            )
-            if not is_wanted or not is_open or is_probed(self._store, plan):
+            if not is_wanted or not self._is_open(plan):
                 continue
             small = plan.with_num_ctx(min(plan.model.num_ctx, PROBE_CTX_TOKENS))
             if self._fleet.has_room(small):
@@ -78,8 +74,9 @@ class Prober:
     def _is_open(self, plan: Plan) -> bool:
         """Say whether it has a pair that generates, is not f16:f16, and was never measured."""
         generates = bool(plan.estimate.caches) and plan.pooling is None
-        is_new = plan.identity not in self._tried and not is_probed(self._store, plan)
-        return generates and plan.model.kv_cache_type != F16 and is_new
+        is_new = plan.identity not in self._tried
+        is_quantized = plan.model.kv_cache_type != F16
+        return generates and is_quantized and is_new and not is_probed(self._store, plan)
 
     async def _measure(self, plan: Plan) -> None:
         found = None
