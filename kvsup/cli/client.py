@@ -47,10 +47,8 @@ def get_if_running(path: str) -> Any | None:
             data = answer.read()
     except _UNREACHABLE:
         return None
-    if not content_type.startswith("application/json"):
-        _check(answer, data)
-        return None
-    return json.loads(_check(answer, data))
+    is_json = content_type.startswith("application/json")
+    return json.loads(_check(answer, data)) if is_json else None
 
 
 def delete_if_running(path: str, query: Mapping[str, str]) -> Any | None:

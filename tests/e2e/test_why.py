@@ -202,8 +202,10 @@ def test_why_where_another_program_answers_reads_what_is_kept(
     with ThreadingHTTPServer(("127.0.0.1", 0), NotKvsup) as server, ThreadPoolExecutor() as pool:
         pool.submit(server.serve_forever)
         address_file(kvsup.state).write_text(f"http://127.0.0.1:{server.server_port}")
-        told = json_of(kvsup, "why", "m")
-        server.shutdown()
+        try:
+            told = json_of(kvsup, "why", "m")
+        finally:
+            server.shutdown()
 
     assert told["now"] == "m is not loaded: no kvsup runs"
 
