@@ -41,7 +41,11 @@ def _model(store: OllamaStore, name: OllamaName) -> StoredModel:
     return StoredModel(
         name=shown,
         manifest=path,
-        layers=[(kind, str(store.blob_path(blob))) for kind, blob in facts.manifest.layers],
+        layers=[
+            (layer.kind, str(store.blob_path(layer.blob)))
+            for layer in facts.manifest.layers
+            if layer.kind
+        ],
         family=facts.config.model_family,
         is_remote=bool(facts.config.remote_host),
         is_library=(name.host, name.namespace) == (DEFAULT_HOST, DEFAULT_NAMESPACE),

@@ -4,7 +4,9 @@
 types/model/config.go, 2026-08). A digest becomes the name of a file, so its form is checked.
 """
 
+import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +20,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 
 MAX_TEXT_BYTES = 1 << 20
 """A template, a system prompt, parameters, a license."""
+
+MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 
 _PREFIX = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
@@ -37,18 +42,59 @@ class Blob:
         """Return its name in the folder ``blobs``."""
         return f"sha256-{self.digest}"
 
+    @property
+    def oci_digest(self) -> str:
+        """Return its digest as manifests and registries have it."""
+        return f"sha256:{self.digest}"
+
+
+def blob_of(data: bytes) -> Blob:
+    """Return the blob that holds ``data``."""
+    return Blob(hashlib.sha256(data).hexdigest(), len(data))
+
+
+def digest_in(text: str) -> str | None:
+    """Return the 64 hex digits of ``sha256:…`` or ``sha256-…``; None if it is neither."""
+    match = _DIGEST.fullmatch(text)
+    return match[1] if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A file of a model, and what it is to it."""
+
+    media_type: str
+    blob: Blob
+    origin: str = ""
+    """Name of the model, or path of the file, that it was taken from; ``from`` on the disk."""
+
+    @property
+    def kind(self) -> str:
+        """Return ``model``, ``projector``, ``template`` …; empty where it is none of Ollama's."""
+        is_ollamas = self.media_type.startswith(_PREFIX)
+        return self.media_type.removeprefix(_PREFIX) if is_ollamas else ""
+
+
+def ollama_layer(kind: str, blob: Blob, *, origin: str = "") -> Layer:
+    """Return a layer of one of Ollama's kinds."""
+    return Layer(f"{_PREFIX}{kind}", blob, origin)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a model consists of."""
 
     config: Blob
-    layers: tuple[tuple[str, Blob], ...]
-    """Kind (``model``, ``projector``, ``template`` …) and file, in their order."""
+    layers: tuple[Layer, ...]
+    """In their order, those that nobody here reads too."""
 
     def blobs(self, *kinds: str) -> tuple[Blob, ...]:
         """Return the files of some kinds, in their order."""
-        return tuple(blob for kind, blob in self.layers if kind in kinds)
+        return tuple(layer.blob for layer in self.layers if layer.kind in kinds)
+
+    def files(self) -> Iterator[Blob]:
+        """Yield every file, each once, the config last."""
+        yield from dict.fromkeys((*(layer.blob for layer in self.layers), self.config))
 
     @property
     def weights(self) -> Blob:
@@ -67,13 +113,21 @@ class Manifest:
         raise ValueError("it has no weights")
 
 
-class _Layer(Struct):
-    digest: str
-    size: int
+class _Layer(Struct, omit_defaults=True):
     media_type: str = field(name="mediaType", default="")
+    digest: str = ""
+    size: int = 0
+    origin: str = field(name="from", default="")
 
 
 class _Manifest(Struct):
+    config: _Layer
+    layers: list[_Layer]
+
+
+class _Written(Struct):
+    schema_version: int = field(name="schemaVersion")
+    media_type: str = field(name="mediaType")
     config: _Layer
     layers: list[_Layer]
 
@@ -104,12 +158,18 @@ def decode_manifest(data: bytes) -> Manifest:
         ValueError: it is none.
     """
     found = _decoded(data, _Manifest, "manifest")
-    layers = tuple(
-        (layer.media_type.removeprefix(_PREFIX), _blob(layer))
-        for layer in found.layers
-        if layer.media_type.startswith(_PREFIX)
-    )
-    return Manifest(_blob(found.config), layers)
+    layers = (Layer(one.media_type, _blob(one), one.origin) for one in found.layers)
+    return Manifest(_blob(found.config), tuple(layers))
+
+
+def encode_manifest(config: Blob, layers: Iterable[Layer]) -> bytes:
+    """Return a manifest as Ollama writes it (manifest/manifest.go, 2026-08)."""
+    written = [
+        _Layer(one.media_type, one.blob.oci_digest, one.blob.size_bytes, one.origin)
+        for one in layers
+    ]
+    head = _Layer(CONFIG_TYPE, config.oci_digest, config.size_bytes)
+    return msgspec.json.encode(_Written(2, MANIFEST_TYPE, head, written))
 
 
 def decode_config(data: bytes) -> Config:
@@ -147,9 +207,9 @@ def _decoded(data: bytes, kind: type[T], what: str) -> T:
 
 
 def _blob(layer: _Layer) -> Blob:
-    match = _DIGEST.fullmatch(layer.digest)
-    if match is None:
+    digest = digest_in(layer.digest)
+    if digest is None:
         raise ValueError(f"its manifest has {layer.digest[:80]!r} for a digest")
     if layer.size < 0:
         raise ValueError(f"its manifest has a size of {layer.size} bytes")
-    return Blob(match[1], layer.size)
+    return Blob(digest, layer.size)

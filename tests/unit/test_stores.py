@@ -74,7 +74,7 @@ def test_manifest_gives_its_layers_by_kind() -> None:
 
     manifest = decode_manifest(_manifest(_layer("model"), other, _layer("license"), rootfs={}))
 
-    assert [kind for kind, _ in manifest.layers] == ["model", "license"]
+    assert [layer.kind for layer in manifest.layers] == ["model", "", "license"]
     assert manifest.weights.file_name == "sha256-" + "0a" * 32
     assert manifest.config.size_bytes == 2
 
