@@ -1,8 +1,9 @@
-"""What a person can configure: one TOML file a model, and ``kvsup.toml`` for the host.
+"""What a person can configure of a model: the keys of its TOML file.
 
-The types here are the only place where a default is written. Field names carry units; the name in
-the TOML file is given by ``name=`` where it differs. Texts and values are decoded in
-``kvsup/decode.py``; the JSON Schemas for editors come from these same types (``kvsup/schema.py``).
+The types here and in ``hostconfig.py`` are the only place where a default is written. Field names
+carry units; the name in the TOML file is given by ``name=`` where it differs. Texts and values are
+decoded in ``kvsup/decode.py``; the JSON Schemas for editors come from these same types
+(``kvsup/schema.py``).
 """
 
 from typing import Annotated, Any, Literal
@@ -10,26 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from kvsup.keymarks import HIDDEN, doc, kind
 from kvsup.kvtypes import F16, FlashAttention, KVPair
 from kvsup.measures import Goal
-
-Kind = Literal["duration", "timeout", "size", "pair"]
-"""A timeout is a duration that may not be 0."""
-
-
-def _kind(kind: Kind, description: str, *, auto: str | None = None) -> Meta:
-    """Mark a field whose TOML value is a text that ``decode.py`` parses."""
-    return Meta(description=description, extra={"kind": kind, **({"auto": auto} if auto else {})})
-
-
-def _doc(description: str, *, auto: str | None = None) -> Meta:
-    """Describe a field; ``auto`` names the field that is true where its value is "auto"."""
-    return Meta(description=description, extra={"auto": auto} if auto else None)
-
-
-_HIDDEN = Meta(extra={"hidden": True})
-"""Marks a field that is no key."""
-
 
 Switch = Literal["auto", "on", "off"]
 Positive = Annotated[int, Meta(ge=1)]
@@ -42,20 +26,20 @@ class RestartConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What happens when a llama-server dies unasked (``[restart]``)."""
 
     policy: Annotated[
-        Literal["on-failure", "never"], _doc("Restart a llama-server that died, or leave it.")
+        Literal["on-failure", "never"], doc("Restart a llama-server that died, or leave it.")
     ] = "on-failure"
-    min_delay_s: Annotated[float, _kind("duration", "Wait before the first restart.")] = field(
+    min_delay_s: Annotated[float, kind("duration", "Wait before the first restart.")] = field(
         default=1.0, name="min_delay"
     )
-    max_delay_s: Annotated[float, _kind("duration", "Longest wait between restarts.")] = field(
+    max_delay_s: Annotated[float, kind("duration", "Longest wait between restarts.")] = field(
         default=60.0, name="max_delay"
     )
     max_deaths: Annotated[int, Meta(ge=1, description="Deaths in the window before giving up.")] = 5
-    window_s: Annotated[float, _kind("duration", "Window in which deaths are counted.")] = field(
+    window_s: Annotated[float, kind("duration", "Window in which deaths are counted.")] = field(
         default=600.0, name="window"
     )
     min_uptime_s: Annotated[
-        float, _kind("duration", "Time ready after which the wait starts small again.")
+        float, kind("duration", "Time ready after which the wait starts small again.")
     ] = field(default=30.0, name="min_uptime")
 
 
@@ -65,104 +49,114 @@ class FallbackStep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Its keys are the model's, and replace them; ``UNSET`` leaves what the steps before have.
     """
 
-    num_ctx: Annotated[NumCtx | UnsetType, _doc("Fewer tokens for one request.")] = UNSET
-    num_parallel: Annotated[NumParallel | UnsetType, _doc("Fewer requests at once.")] = UNSET
-    kv_cache_type: Annotated[KVPair | UnsetType, _kind("pair", "Smaller KV cache types.")] = UNSET
-    kv_unified: Annotated[bool | UnsetType, _doc("One KV pool for all slots.")] = UNSET
-    swa_full: Annotated[bool | UnsetType, _doc("false: sliding windows in their own size.")] = UNSET
-    flash_attention: Annotated[FlashAttention | UnsetType, _doc("on: smaller compute buffers.")] = (
+    num_ctx: Annotated[NumCtx | UnsetType, doc("Fewer tokens for one request.")] = UNSET
+    num_parallel: Annotated[NumParallel | UnsetType, doc("Fewer requests at once.")] = UNSET
+    kv_cache_type: Annotated[KVPair | UnsetType, kind("pair", "Smaller KV cache types.")] = UNSET
+    kv_unified: Annotated[bool | UnsetType, doc("One KV pool for all slots.")] = UNSET
+    swa_full: Annotated[bool | UnsetType, doc("false: sliding windows in their own size.")] = UNSET
+    flash_attention: Annotated[FlashAttention | UnsetType, doc("on: smaller compute buffers.")] = (
         UNSET
     )
     gpu_layers: Annotated[
-        Annotated[int, Meta(ge=0)] | UnsetType, _doc("Fewer layers on the GPU, more in RAM.")
+        Annotated[int, Meta(ge=0)] | UnsetType, doc("Fewer layers on the GPU, more in RAM.")
     ] = UNSET
-    batch_size: Annotated[Positive | UnsetType, _doc("Fewer prompt tokens a step.")] = UNSET
+    batch_size: Annotated[Positive | UnsetType, doc("Fewer prompt tokens a step.")] = UNSET
     ubatch_size: Annotated[
-        Positive | UnsetType, _doc("Fewer prompt tokens at once: smaller compute buffers.")
+        Positive | UnsetType, doc("Fewer prompt tokens at once: smaller compute buffers.")
     ] = UNSET
     use_mmap: Annotated[
-        bool | UnsetType, _doc("true: weights that the system may drop and read again.")
+        bool | UnsetType, doc("true: weights that the system may drop and read again.")
     ] = UNSET
     prompt_cache_bytes: Annotated[
-        int | UnsetType, _kind("size", "Less host memory for prompts that lost their slot.")
+        int | UnsetType, kind("size", "Less host memory for prompts that lost their slot.")
     ] = field(default=UNSET, name="prompt_cache")
     draft_kv_cache_type: Annotated[
-        KVPair | UnsetType, _kind("pair", "Smaller KV cache types of the draft model.")
+        KVPair | UnsetType, kind("pair", "Smaller KV cache types of the draft model.")
     ] = UNSET
-    draft_model: Annotated[Literal["off"] | UnsetType, _doc("Without the draft model.")] = UNSET
+    draft_model: Annotated[Literal["off"] | UnsetType, doc("Without the draft model.")] = UNSET
     mmproj: Annotated[
-        Literal["off"] | UnsetType, _doc("Without the projector: no images, no audio.")
+        Literal["off"] | UnsetType, doc("Without the projector: no images, no audio.")
     ] = UNSET
 
 
 class WatchdogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a llama-server that lives but does nothing is ended (``[watchdog]``)."""
 
-    enabled: Annotated[bool, _doc("Watch it once it serves.")] = True
-    dry_run: Annotated[bool, _doc("Only tell that it hangs; do not end it.")] = False
+    enabled: Annotated[bool, doc("Watch it once it serves.")] = True
+    dry_run: Annotated[bool, doc("Only tell that it hangs; do not end it.")] = False
     interval_s: Annotated[
-        float, _kind("duration", "Time between two looks; ten times as long while idle.")
+        float, kind("duration", "Time between two looks; ten times as long while idle.")
     ] = field(default=2.0, name="interval")
     stall_s: Annotated[
-        float, _kind("duration", "Longest silence without any sign of life, CPU time included.")
+        float, kind("duration", "Longest silence without any sign of life, CPU time included.")
     ] = field(default=90.0, name="stall")
     busy_stall_s: Annotated[
-        float, _kind("duration", "Longest silence of one that computes; a batch is never cut.")
+        float, kind("duration", "Longest silence of one that computes; a batch is never cut.")
     ] = field(default=600.0, name="busy_stall")
+
+
+class MessageConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the messages that stand before each conversation: one table of ``messages``."""
+
+    role: Annotated[Literal["system", "user", "assistant"], doc("Who says it.")]
+    content: Annotated[str, doc("What is said.")]
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model, or one variant of it, as one kind of llama-server process serves it."""
 
-    name: Annotated[str, _doc("Name that clients use; the file's stem if absent.")] = ""
-    aliases: Annotated[tuple[str, ...], _doc("Other names for the same model.")] = ()
+    name: Annotated[str, doc("Name that clients use; the file's stem if absent.")] = ""
+    aliases: Annotated[tuple[str, ...], doc("Other names for the same model.")] = ()
     model: Annotated[
         str,
-        _doc(
+        doc(
             "GGUF file: a path (~ or relative to this file), the first of a split; or kvsup:NAME,"
             " ollama:NAME, hf:ORG/REPO:TAG."
         ),
     ]
-    mmproj: Annotated[str | None, _doc("Projector GGUF for images or audio.")] = None
+    mmproj: Annotated[str | None, doc("Projector GGUF for images or audio.")] = None
+    adapters: Annotated[
+        tuple[str, ...], doc("LoRA files (GGUF) that are applied to the weights, in full.")
+    ] = ()
     kv_cache_type: Annotated[
         KVPair,
-        _kind(
+        kind(
             "pair",
             'KV cache types as "type_k:type_v", or one type for both, e.g. "q8_0:q5_1"; '
             '"auto": what kvsup tune found.',
             auto="kv_is_auto",
         ),
     ] = F16
-    kv_is_auto: Annotated[bool, _HIDDEN] = False
+    kv_is_auto: Annotated[bool, HIDDEN] = False
     """Until ``kv_cache_type`` is decided."""
-    kv_goal: Annotated[Goal, _doc('What kv_cache_type = "auto" looks for.')] = "balanced"
+    kv_goal: Annotated[Goal, doc('What kv_cache_type = "auto" looks for.')] = "balanced"
     kv_slow: Annotated[
         Literal["warn", "refuse", "fallback"],
-        _doc("A pair that this binary and device run slowly: say so, refuse, or use a fast one."),
+        doc("A pair that this binary and device run slowly: say so, refuse, or use a fast one."),
     ] = "warn"
     num_ctx: Annotated[
         NumCtx,
-        _doc(
+        doc(
             'Tokens that one request may use; "auto": as many as fit in the memory that is free.',
             auto="num_ctx_is_auto",
         ),
     ] = 4096
-    num_ctx_is_auto: Annotated[bool, _HIDDEN] = False
+    num_ctx_is_auto: Annotated[bool, HIDDEN] = False
     """``num_ctx`` is decided at each load; until then it is the least that is loaded."""
     num_parallel: Annotated[
-        NumParallel, _doc("Requests served at once, each with num_ctx tokens.")
+        NumParallel, doc("Requests served at once, each with num_ctx tokens.")
     ] = 1
     kv_unified: Annotated[
-        bool, _doc("One KV pool for all slots instead of a part of its own for each.")
+        bool, doc("One KV pool for all slots instead of a part of its own for each.")
     ] = False
     swa_full: Annotated[
-        bool, _doc("Full-size cache for sliding-window layers: more memory, reusable prefixes.")
+        bool, doc("Full-size cache for sliding-window layers: more memory, reusable prefixes.")
     ] = False
     keep_alive_s: Annotated[
-        float, _kind("duration", 'Time in memory after the last request; "-1" for ever, 0 none.')
+        float, kind("duration", 'Time in memory after the last request; "-1" for ever, 0 none.')
     ] = field(default=300.0, name="keep_alive")
     flash_attention: Annotated[
-        FlashAttention, _doc("Flash attention; a quantized V cache needs it (auto turns it on).")
+        FlashAttention, doc("Flash attention; a quantized V cache needs it (auto turns it on).")
     ] = "auto"
     gpu_layers: Annotated[
         Annotated[int, Meta(ge=0)] | None,
@@ -179,17 +173,17 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         bool | None, Meta(description="Map the file instead of reading it; absent: as it suits.")
     ] = None
     batch_size: Annotated[
-        Positive | None, _doc("Prompt tokens a step; absent: 512, on a CPU 64.")
+        Positive | None, doc("Prompt tokens a step; absent: 512, on a CPU 64.")
     ] = None
     ubatch_size: Annotated[
-        Positive | None, _doc("Prompt tokens computed at once; absent: batch_size, at most 512.")
+        Positive | None, doc("Prompt tokens computed at once; absent: batch_size, at most 512.")
     ] = None
     prompt_cache_bytes: Annotated[
-        int, _kind("size", "Host memory for prompts that lost their slot; 0 for none.")
+        int, kind("size", "Host memory for prompts that lost their slot; 0 for none.")
     ] = field(default=1 << 30, name="prompt_cache")
     warm_swap: Annotated[
         bool | Literal["auto"],
-        _doc(
+        doc(
             "Keep conversations in files while the model is not loaded, or its process has died: "
             "auto where that works and the disk is this machine's."
         ),
@@ -198,36 +192,40 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         int, Meta(ge=0, description="Newly read tokens after which a slot is saved; 0: at a stop.")
     ] = 2048
     draft_model: Annotated[
-        str | None, _doc("Smaller GGUF of the same vocabulary that drafts tokens, or none.")
+        str | None, doc("Smaller GGUF of the same vocabulary that drafts tokens, or none.")
     ] = None
     draft_kv_cache_type: Annotated[
-        KVPair, _kind("pair", "KV cache types of the draft model; it does not follow the model's.")
+        KVPair, kind("pair", "KV cache types of the draft model; it does not follow the model's.")
     ] = F16
-    system: Annotated[str | None, _doc("System prompt for requests without one.")] = None
-    template: Annotated[str | None, _doc("Jinja chat template file instead of the GGUF's.")] = None
-    reasoning: Annotated[Switch, _doc("Thinking, for models that can.")] = "auto"
+    system: Annotated[str | None, doc("System prompt for requests without one.")] = None
+    messages: Annotated[
+        tuple[MessageConfig, ...],
+        doc("Messages that stand before each conversation, such as examples of answers."),
+    ] = ()
+    template: Annotated[str | None, doc("Jinja chat template file instead of the GGUF's.")] = None
+    reasoning: Annotated[Switch, doc("Thinking, for models that can.")] = "auto"
     embedding: Annotated[
-        Switch, _doc("Serve embeddings: auto for embedding models, on for a chat model too.")
+        Switch, doc("Serve embeddings: auto for embedding models, on for a chat model too.")
     ] = "auto"
     options: Annotated[
-        dict[str, OptionValue], _doc("Ollama options that requests start from, e.g. temperature.")
+        dict[str, OptionValue], doc("Ollama options that requests start from, e.g. temperature.")
     ] = field(default_factory=dict)
     on_bigger_request: Annotated[
         Literal["reload", "clamp", "refuse"],
-        _doc("A request asks for more context, batch, threads or GPU layers than there are."),
+        doc("A request asks for more context, batch, threads or GPU layers than there are."),
     ] = "reload"
     allow_request_kv: Annotated[
-        bool, _doc("Let a request choose its KV cache types (options.kv_cache_type).")
+        bool, doc("Let a request choose its KV cache types (options.kv_cache_type).")
     ] = True
     extra_args: Annotated[
-        tuple[str, ...], _doc("More llama-server arguments, one string each.")
+        tuple[str, ...], doc("More llama-server arguments, one string each.")
     ] = ()
-    env: Annotated[dict[str, str], _doc("Environment variables of this llama-server.")] = field(
+    env: Annotated[dict[str, str], doc("Environment variables of this llama-server.")] = field(
         default_factory=dict
     )
-    llama_server: Annotated[str | None, _doc("Another llama-server binary.")] = None
-    preload: Annotated[bool, _doc("Load when kvsup starts.")] = False
-    pin: Annotated[bool, _doc("Never evict to make room for another model.")] = False
+    llama_server: Annotated[str | None, doc("Another llama-server binary.")] = None
+    preload: Annotated[bool, doc("Load when kvsup starts.")] = False
+    pin: Annotated[bool, doc("Never evict to make room for another model.")] = False
     priority: Annotated[
         int, Meta(ge=-10, le=10, description="Higher first; one step is worth 10 s in the queue.")
     ] = 0
@@ -237,153 +235,32 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 1.0
     load_timeout_s: Annotated[
         float,
-        _kind(
+        kind(
             "duration", "Longest time without progress in a load (not for all of it); 0: no limit."
         ),
     ] = field(default=300.0, name="load_timeout")
-    stop_timeout_s: Annotated[float, _kind("duration", "Time to end politely before SIGKILL.")] = (
+    stop_timeout_s: Annotated[float, kind("duration", "Time to end politely before SIGKILL.")] = (
         field(default=10.0, name="stop_timeout")
     )
-    restart: Annotated[RestartConfig, _doc("What happens after a crash.")] = field(
+    restart: Annotated[RestartConfig, doc("What happens after a crash.")] = field(
         default_factory=RestartConfig
     )
     resume: Annotated[
         Literal["auto", "replay", "continue", "off"],
-        _doc("How an answer goes on whose llama-server died: run again, continued, or not."),
+        doc("How an answer goes on whose llama-server died: run again, continued, or not."),
     ] = "auto"
     restart_wait_s: Annotated[
-        float, _kind("duration", "Longest wait of a request for a restart; 0: no limit.")
+        float, kind("duration", "Longest wait of a request for a restart; 0: no limit.")
     ] = field(default=300.0, name="restart_wait")
     fallback: Annotated[
         tuple[FallbackStep, ...],
-        _doc("What to give up, step by step, where its memory is not there."),
+        doc("What to give up, step by step, where its memory is not there."),
     ] = ()
-    watchdog: Annotated[WatchdogConfig, _doc("When one that hangs is ended.")] = field(
+    watchdog: Annotated[WatchdogConfig, doc("When one that hangs is ended.")] = field(
         default_factory=WatchdogConfig
     )
-    source: Annotated[str, _HIDDEN] = ""
+    source: Annotated[str, HIDDEN] = ""
     """File that the model came from, or how a store names it; not a key."""
-
-
-class SourcesConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Stores whose models are served without a file for each (``[sources]``)."""
-
-    ollama: Annotated[bool | str, _doc("Ollama's store: true, or its folder.")] = False
-    huggingface: Annotated[bool | str, _doc("Hugging Face's cache: true, or its folder.")] = False
-    folders: Annotated[tuple[str, ...], _doc("Folders of GGUF files.")] = ()
-
-
-class HostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The host's settings (``kvsup.toml``); under them lie Ollama's environment variables.
-
-    Keys that a model has too (``kv_cache_type`` …) are defaults for every model.
-    """
-
-    host: Annotated[str, _doc("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on.")] = 11434
-    origins: Annotated[
-        tuple[str, ...], _doc("Web origins allowed beside the local ones, as OLLAMA_ORIGINS.")
-    ] = ()
-    api_keys: Annotated[
-        str | None, _doc("File of API keys, mode 0600; absent: no key is asked for.")
-    ] = None
-    max_body_bytes: Annotated[int, _kind("size", "Largest request body.")] = field(
-        default=100 << 20, name="max_body"
-    )
-    max_bodies_memory_bytes: Annotated[
-        int | None,
-        _kind("size", "Memory for all request bodies at once; absent: four times max_body."),
-    ] = field(default=None, name="max_bodies_memory")
-    client_timeout_s: Annotated[
-        float,
-        _kind("timeout", "Time for the head of a request, and for each next part of its body."),
-    ] = field(default=60.0, name="client_timeout")
-    idle_timeout_s: Annotated[
-        float, _kind("timeout", "Time that a connection without a request stays open.")
-    ] = field(default=120.0, name="idle_timeout")
-    slow_reader_timeout_s: Annotated[
-        float,
-        _kind(
-            "timeout",
-            'Time after which a client that takes none of its answer is cut; "-1": never.',
-        ),
-    ] = field(default=600.0, name="slow_reader_timeout")
-    image_hosts: Annotated[
-        tuple[str, ...], _doc("Hosts from which kvsup fetches images that a request names by URL.")
-    ] = ()
-    sources: Annotated[SourcesConfig, _doc("Stores whose models are served as they are.")] = field(
-        default_factory=SourcesConfig
-    )
-    max_loaded_models: Annotated[
-        Positive | None,
-        _doc("Models in memory at once; absent: memory decides."),
-    ] = None
-    memory_bytes: Annotated[
-        int | None, _kind("size", 'Memory for all models, e.g. "16GiB"; "auto": what is free.')
-    ] = field(default=None, name="memory")
-    memory_headroom_bytes: Annotated[
-        int, _kind("size", "Memory left free when memory is auto.")
-    ] = field(default=1 << 30, name="memory_headroom")
-    max_queue: Annotated[
-        int, Meta(ge=0, description="Requests that may wait; one more is told the server is busy.")
-    ] = 512
-    probe_after_s: Annotated[
-        float,
-        _kind(
-            "duration", 'Time without any request after which a new KV pair is probed; "-1": never.'
-        ),
-    ] = field(default=20.0, name="probe_after")
-    watch: Annotated[
-        bool, _doc("Take up edits, new weights and new llama-servers as they come.")
-    ] = True
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], _doc("Least severe line to print.")
-    ] = "info"
-    state_dir: Annotated[
-        str | None, _doc("Folder for what kvsup remembers; absent: the user's state folder.")
-    ] = None
-    max_kv_files_bytes: Annotated[
-        int, _kind("size", "Disk for the saved conversations of all models (warm_swap).")
-    ] = field(default=20 << 30, name="max_kv_files")
-    shutdown_timeout_s: Annotated[
-        float, _kind("duration", "Time for running requests to end when kvsup stops.")
-    ] = field(default=10.0, name="shutdown_timeout")
-
-    kv_cache_type: Annotated[
-        KVPair | UnsetType, _kind("pair", "Default for every model.", auto="kv_is_auto")
-    ] = UNSET
-    kv_is_auto: Annotated[bool, _HIDDEN] = False
-    keep_alive_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
-        field(default=UNSET, name="keep_alive")
-    )
-    kv_goal: Annotated[Goal | UnsetType, _doc("Default for every model.")] = UNSET
-    kv_slow: Annotated[
-        Literal["warn", "refuse", "fallback"] | UnsetType, _doc("Default for every model.")
-    ] = UNSET
-    num_ctx: Annotated[
-        NumCtx | UnsetType, _doc("Default for every model.", auto="num_ctx_is_auto")
-    ] = UNSET
-    num_ctx_is_auto: Annotated[bool, _HIDDEN] = False
-    num_parallel: Annotated[NumParallel | UnsetType, _doc("Default for every model.")] = UNSET
-    flash_attention: Annotated[FlashAttention | UnsetType, _doc("Default for every model.")] = UNSET
-    load_timeout_s: Annotated[float | UnsetType, _kind("duration", "Default for every model.")] = (
-        field(default=UNSET, name="load_timeout")
-    )
-    llama_server: Annotated[str | UnsetType, _doc("llama-server binary for every model.")] = UNSET
-
-
-SHARED_KEYS = (
-    "kv_cache_type",
-    "kv_goal",
-    "kv_slow",
-    "keep_alive",
-    "num_ctx",
-    "num_parallel",
-    "flash_attention",
-    "load_timeout",
-    "llama_server",
-)
-"""TOML keys of the host that are defaults for every model."""
 
 
 def canonical(model: ModelConfig) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
-from kvsup.config import SHARED_KEYS, HostConfig, ModelConfig
+from kvsup.config import ModelConfig
 from kvsup.errors import Problem
+from kvsup.hostconfig import SHARED_KEYS, HostConfig
 from kvsup.keylines import item_lines, key_lines
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.units import parse_bytes, parse_duration_setting
@@ -22,6 +23,8 @@ S = TypeVar("S", bound=Struct)
 Table = Mapping[str, Any]
 
 _NOT_INHERITED = ("name", "aliases", "preload", "pin", "variants")
+_EXAMPLES = {"fallback": "num_ctx = 4096", "messages": 'role = "user", content = "Hi"'}
+"""What a table of a list could hold."""
 _MERGED_TABLES = ("options", "env", "restart", "watchdog")
 
 
@@ -96,11 +99,12 @@ class _Decoder:
 
     def _tables(self, item: type[Struct], value: Any, where: str) -> tuple[Struct | None, ...]:
         """Decode an array of tables whose keys may all be left out; they are counted from 1."""
+        example = _EXAMPLES[where.rpartition(".")[2]]
         if not isinstance(value, (list, tuple)) or not all(isinstance(t, Mapping) for t in value):
-            raise ValueError(f"is no list of tables; write e.g. {where} = [{{ num_ctx = 4096 }}]")
+            raise ValueError(f"is no list of tables; write e.g. {where} = [{{ {example} }}]")
         for number, table in enumerate(value, start=1):
             if not table:
-                self._add(f"{where}.{number}", "is empty; write a key, e.g. num_ctx = 4096")
+                self._add(f"{where}.{number}", f"is empty; write e.g. {example}")
         return tuple(
             self.struct(item, table, f"{where}.{number}.")
             for number, table in enumerate(value, start=1)

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from kvsup.config import HostConfig, ModelConfig
+from kvsup.config import ModelConfig
+from kvsup.hostconfig import HostConfig
 from kvsup.units import format_bytes, format_duration
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"

@@ -14,16 +14,20 @@ from functools import partial
 import anyio
 import psutil
 import uvicorn
+from anyio import to_thread
 from anyio.abc import TaskGroup, TaskStatus
 
 from kvsup import __version__, events
 from kvsup.api.app import Store, create_app
 from kvsup.api.auth import is_loopback
 from kvsup.api.protocol import Door, Patience, Protocol
-from kvsup.config import HostConfig
-from kvsup.errors import ConfigError, KvsupError
+from kvsup.errors import ConfigError, KvsupError, ModelNotFound
 from kvsup.eventlines import describe
+from kvsup.hostconfig import HostConfig
+from kvsup.plan import Plan
 from kvsup.runtime import files, orphans, paths, statelock
+from kvsup.runtime.binaries import default_binary
+from kvsup.runtime.changes import Changes
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.configdir import Configuration
 from kvsup.runtime.evidence import Witness
@@ -31,14 +35,20 @@ from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.kvfiles import KVFiles
 from kvsup.runtime.making import make_instance
+from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.notifying import Notifier
+from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.paths import LLAMA_CONFIG
 from kvsup.runtime.reloading import Reloader, tell_left_out, tell_plans
 from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.stores import readable_stores
 from kvsup.runtime.warming import Store as KVStore
 from kvsup.runtime.weightsums import WeightSums
+from kvsup.runtime.works import Works
+from kvsup.stores.registries import Registries
 from kvsup.tuning.prober import Prober
 from kvsup.tuning.trial import reap_trials
+from kvsup.units import format_bytes
 
 logger = logging.getLogger("kvsup")
 
@@ -76,6 +86,7 @@ class Supervisor:
         keys_needed: bool,
     ) -> None:
         self._keys_needed = keys_needed
+        self._environ = environ
         self._store = Remembered(configuration.state_dir)
         history = HistoryFiles(configuration.state_dir)
         self._chronicle = Chronicle(history, version=__version__, emit=self._emit)
@@ -122,9 +133,10 @@ class Supervisor:
         → grace → SIGKILL → reap → unlink: the last five are each instance's own.
         """
         host = self._configuration.host
+        works, changes = Works(), self._changes()
         store = Store(
-            self._configuration.folder,
-            trash=self._configuration.state_dir / "deleted",
+            changes,
+            self._model_works(changes, works),
             reload=self._reloader.reload,
             refusal=lambda: str(self._reloader.refusal or "") or None,
             kept=self._kv,
@@ -163,6 +175,8 @@ class Supervisor:
             await tasks.start(self._chronicle.run)
             await tasks.start(self._run_fleet, server)
             await tasks.start(self._obey_signals, server, tasks)
+            await tasks.start(works.run)
+            tasks.start_soon(_collect, changes.store)
             tasks.start_soon(self._prober().run)
             tasks.start_soon(self._reloader.watch)
             tasks.start_soon(self._notifier.keep_alive)
@@ -173,6 +187,31 @@ class Supervisor:
             self._fleet.close(drain_s=0.0)
             await self._fleet_ended.wait()
             tasks.cancel_scope.cancel()
+
+    def _changes(self) -> Changes:
+        return Changes(
+            self._configuration.folder,
+            OwnStore(paths.models_dir(self._configuration.host.models_dir)),
+            trash=self._configuration.state_dir / "deleted",
+            plan_of=self._plan_of,
+            reload=self._reloader.reload,
+            forget=self._kv.files.clear,
+        )
+
+    def _model_works(self, changes: Changes, works: Works) -> ModelWorks:
+        return ModelWorks(
+            changes,
+            works,
+            readable=lambda: readable_stores(self._environ),
+            registries=lambda: Registries.parse(self._configuration.host.registries),
+            llama_server=lambda: default_binary(paths.cache_dir()),
+        )
+
+    def _plan_of(self, name: str) -> Plan | None:
+        try:
+            return self._fleet.instance(name).plan
+        except ModelNotFound:
+            return None
 
     def _prober(self) -> Prober:
         return Prober(
@@ -319,6 +358,12 @@ def _holder_of(port: int) -> str:
                     return "another user's program"
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
+
+
+async def _collect(store: OwnStore) -> None:
+    freed_bytes = await to_thread.run_sync(store.collect)
+    if freed_bytes:
+        logger.info("%s of unused files removed from %s", format_bytes(freed_bytes), store.root)
 
 
 def _log_event(event: events.Event) -> None:

@@ -37,12 +37,15 @@ from kvsup.api.passthrough import (
 )
 from kvsup.api.router import RouterHandlers
 from kvsup.api.show import ShowHandlers
+from kvsup.api.store import StoreHandlers
 from kvsup.api.why import WhyHandlers
-from kvsup.config import HostConfig
+from kvsup.hostconfig import HostConfig
 from kvsup.keys import KeyRing
 from kvsup.ollama.access import OriginRules
+from kvsup.runtime.changes import Changes
 from kvsup.runtime.chronicle import Chronicle
 from kvsup.runtime.fleet import Fleet
+from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.warming import Store as KVStore
 
 _GET, _POST, _BOTH = {"GET"}, {"POST"}, {"GET", "HEAD"}
@@ -58,10 +61,10 @@ _NATIVE_PATHS = (
 class Store:
     """Where the catalogue is kept, and how it is taken up anew."""
 
-    folder: Path
-    """The configuration folder."""
-    trash: Path
-    """Where deleted files go."""
+    changes: Changes
+    """What copies and deletes models."""
+    works: ModelWorks
+    """What fetches, sends and makes them."""
     reload: Callable[[], Awaitable[None]]
     """Reads the configuration again; raises ``ConfigError`` and changes nothing if it is wrong."""
     refusal: Callable[[], str | None]
@@ -86,7 +89,7 @@ def create_app(
     Args:
         fleet: the instances.
         host: addresses, origins and the body limit.
-        store: what the catalogue's changes write to.
+        store: what changes which models there are, and takes it up.
         chronicle: what happened to the models.
         keys: returns the API keys as they are now, None where none is asked for.
         state_dir: where large bodies lie while they may be needed again.
@@ -135,9 +138,8 @@ def _routes(
         return serve(path, passthrough.of(dialect), shape=dialect.shape)
 
     generation, embedding = GenerationHandlers(fleet), EmbeddingHandlers(fleet)
-    catalogue = CatalogueHandlers(
-        fleet, folder=store.folder, trash=store.trash, reload=store.reload, kept=store.kept
-    )
+    catalogue = CatalogueHandlers(fleet, store.changes, kept=store.kept)
+    models = StoreHandlers(store.works)
     kept = KeptHandlers(fleet, store.kept, is_stopping=store.is_stopping)
     passthrough, router = PassthroughHandlers(fleet, fetch=fetch), RouterHandlers(fleet)
     control = ControlHandlers(fleet, store.kept, reload=store.reload, refusal=store.refusal)
@@ -163,10 +165,11 @@ def _routes(
         serve("/api/embeddings", embedding.embeddings),
         serve("/api/copy", catalogue.copy),
         serve("/api/delete", catalogue.delete, {"DELETE"}),
-        serve("/api/pull", catalogue.pull),
-        serve("/api/push", catalogue.push),
-        serve("/api/create", catalogue.create),
-        serve("/api/blobs/{digest}", catalogue.blob, {"HEAD", "POST"}),
+        serve("/api/pull", models.pull),
+        serve("/api/push", models.push),
+        serve("/api/create", models.create),
+        serve("/api/blobs/{digest}", models.has_blob, {"HEAD"}),
+        _route("/api/blobs/{digest}", UploadEndpoint(models.take_blob, room=room), _POST),
         serve("/api/status", cloud.status, _GET),
         serve("/api/me", cloud.me),
         serve("/api/signout", cloud.signout),

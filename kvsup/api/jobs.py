@@ -186,6 +186,7 @@ class ChatJob(Job[ChatRequest]):
             system=model.system,
             options=model.options,
             num_ctx=model.num_ctx,
+            history=_history(model),
         )
 
     def forget(self) -> None:
@@ -323,6 +324,7 @@ class GenerateJob(Job[GenerateRequest]):
             system=model.system,
             options=model.options,
             num_ctx=model.num_ctx,
+            history=_history(model),
         )
 
     def _rendered(self, template: PromptTemplate, model: ModelConfig) -> str:
@@ -331,6 +333,8 @@ class GenerateJob(Job[GenerateRequest]):
             return template.fill(request.prompt, request.suffix, think=request.think, today=today)
         system = request.system or model.system
         messages = [Message(role="system", content=system)] if system else []
+        if not request.context:
+            messages += [Message(role=one.role, content=one.content) for one in model.messages]
         messages.append(Message(role="user", content=request.prompt, images=request.images))
         tagged, _ = tag_images(messages)
         return template.render(tagged, tools=(), think=request.think, today=today)
@@ -343,6 +347,10 @@ class GenerateJob(Job[GenerateRequest]):
             options=model.options,
             num_ctx=model.num_ctx,
         )
+
+
+def _history(model: ModelConfig) -> list[dict[str, object]]:
+    return [{"role": one.role, "content": one.content} for one in model.messages]
 
 
 async def prompt_of(instance: Instance, call: LlamaCall) -> str:

@@ -123,6 +123,8 @@ def shown_model(
         template=file.template,
         system=plan.model.system,
         options=plan.model.options,
+        adapters=plan.model.adapters,
+        messages=[(one.role, one.content) for one in plan.model.messages],
         license_text="\n".join(licenses) or file.metadata.text("general.license"),
     )
 

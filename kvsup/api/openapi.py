@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from kvsup.ollama import requests
+from kvsup.ollama import requests, storerequests
 from kvsup.ollama.options import OPTIONS
 
 _Schema = dict[str, Any]
@@ -41,7 +41,7 @@ def _object(required: str = "", /, **properties: _Schema) -> _Schema:
     return {**schema, "required": required.split()} if required else schema
 
 
-_RENAMED = {"keep_alive_s": "keep_alive"}
+_RENAMED = {"keep_alive_s": "keep_alive", "base": "from", "licenses": "license"}
 """Fields that the wire names otherwise than the types do."""
 
 _KINDS = {"integer": _INT, "float32": _NUMBER, "boolean": _BOOL, "array": _STRINGS}
@@ -55,6 +55,7 @@ _WIRE: Mapping[str, _Schema] = {
     "think": {"anyOf": [_BOOL, {"enum": ["low", "medium", "high", "max"]}]},
     "input": {"description": "One text or several.", "anyOf": [_STR, _STRINGS]},
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+    "license": {"description": "One text or several.", "anyOf": [_STR, _STRINGS]},
     "options": _object(**{name: _KINDS.get(o.kind, _STR) for name, o in OPTIONS.items()}),
 }
 """Fields of requests whose types say less than is true of the wire."""
@@ -145,9 +146,9 @@ _OLLAMA = (
     _run("/api/embeddings", "The vector of one text.", "EmbeddingsRequest", "EmbeddingsReply"),
     _Route("post", "/api/copy", "Another name for a model.", "CopyRequest", answer=""),
     _Route("delete", "/api/delete", "Remove a name.", "NamedRequest", answer=""),
-    _run("/api/pull", "Fetch a model.", "NamedRequest", "Progress", _NDJSON),
-    _run("/api/push", "Send a model.", "NamedRequest", "Progress", _NDJSON),
-    _run("/api/create", "Make a model.", "NamedRequest", "Progress", _NDJSON),
+    _run("/api/pull", "Fetch a model.", "TransferRequest", "Progress", _NDJSON),
+    _run("/api/push", "Send a model.", "TransferRequest", "Progress", _NDJSON),
+    _run("/api/create", "Make a model.", "CreateRequest", "Progress", _NDJSON),
     _Route("head", "/api/blobs/{digest}", "Whether a file is there.", answer=""),
     _Route("post", "/api/blobs/{digest}", "Store a file.", "Bytes", answer=""),
     _Route("post", "/api/me /api/signout", "The account: there is none."),
@@ -277,13 +278,14 @@ def _errors() -> dict[str, _Schema]:
 
 def _decoded() -> dict[str, _Schema]:
     """Return the schemas of Ollama's requests and their parts, as the wire has them."""
-    kinds = [kind for kind in vars(requests).values() if _is_request(kind)]
+    kinds = [k for one in (requests, storerequests) for k in vars(one).values() if _is_request(k)]
     _, components = msgspec.json.schema_components(
         kinds, schema_hook=lambda _kind: _ANY, ref_template="#/components/schemas/{name}"
     )
     wire = {name: _as_on_the_wire(schema) for name, schema in components.items()}
-    for kind in ("ShowRequest", "NamedRequest"):
+    for kind in ("ShowRequest", "NamedRequest", "TransferRequest", "CreateRequest"):
         wire[kind]["properties"]["name"] = _STR
+    wire["CreateRequest"]["properties"]["quantization"] = _STR
     return msgspec.json.decode(msgspec.json.encode(wire), type=dict[str, _Schema])  # no tuples
 
 

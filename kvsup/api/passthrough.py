@@ -20,7 +20,7 @@ from kvsup.api.exchange import JSON, SSE, SSE_HEADERS, Exchange
 from kvsup.api.relay import leased, pass_on, relay
 from kvsup.api.wishes import Wishes, read_wishes
 from kvsup.errors import ModelNotFound, RequestError
-from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_system
+from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_prelude
 from kvsup.llama.steering import PassAnswer, Steered, steer
 from kvsup.mending import Mend, Prepared
 from kvsup.ollama import catalog
@@ -318,7 +318,10 @@ def _with_settings(path: str, body: bytes, plan: Plan, *, wishes: Wishes) -> byt
     options = {**plan.model.options, **wishes.options}
     fields = given_fields(options, num_ctx=plan.model.num_ctx)
     body = with_defaults(body, sampling_members(path, fields))
-    return body if plan.model.system is None else with_system(path, body, plan.model.system)
+    history = [{"role": one.role, "content": one.content} for one in plan.model.messages]
+    if plan.model.system is None and not history:
+        return body
+    return with_prelude(path, body, plan.model.system, history)
 
 
 def _raw_path(exchange: Exchange) -> str:

@@ -44,6 +44,15 @@ def plan_of(name: str, configuration: "Configuration") -> "Plan":
     Raises:
         KvsupError: there is none; the message says which there are.
     """
+    plan = find_plan(name, configuration)
+    if plan is not None:
+        return plan
+    names = ", ".join(plan.name for plan in configuration.plans)
+    raise KvsupError(f"no model {name!r}; there are {names}")
+
+
+def find_plan(name: str, configuration: "Configuration") -> "Plan | None":
+    """Return the plan of a model, by its name or an alias; None if there is none."""
     from kvsup.ollama.names import lookup_keys
 
     wanted = lookup_keys(name)[:1]
@@ -51,8 +60,7 @@ def plan_of(name: str, configuration: "Configuration") -> "Plan":
         for own in (plan.name, *plan.model.aliases):
             if lookup_keys(own)[:1] == wanted:
                 return plan
-    names = ", ".join(plan.name for plan in configuration.plans)
-    raise KvsupError(f"no model {name!r}; there are {names}")
+    return None
 
 
 def plan_or_file(

@@ -51,6 +51,47 @@ def get_if_running(path: str) -> Any | None:
     return json.loads(_check(answer, data)) if is_json else None
 
 
+def send_if_running(method: str, path: str, body: Mapping[str, object]) -> bool:
+    """Send a request whose answer says nothing; say whether a kvsup answered."""
+    try:
+        with _answer(method, path, json.dumps(body).encode()) as answer:
+            data = answer.read()
+    except _UNREACHABLE:
+        return False
+    _check(answer, data)
+    return True
+
+
+def objects_if_running(path: str, body: Mapping[str, object]) -> Iterator[Any] | None:
+    """Return the JSON objects of a POST's answer as they come; None where no kvsup answers.
+
+    Raises:
+        KvsupError: it refused; the iterator raises it, too, and where the answer breaks off.
+    """
+    stack = ExitStack()
+    try:
+        answer = stack.enter_context(_answer("POST", path, json.dumps(body).encode()))
+    except _UNREACHABLE:
+        return None
+    with stack:
+        if answer.status >= 400:
+            _check(answer, answer.read())
+        kept = stack.pop_all()
+    return _objects(answer, kept)
+
+
+def _objects(answer: HTTPResponse, kept: ExitStack) -> Iterator[Any]:
+    with kept:
+        try:
+            for line in answer:
+                found = json.loads(line)
+                if "error" in found:
+                    raise KvsupError(str(found["error"]))
+                yield found
+        except _UNREACHABLE as error:
+            raise KvsupError(f"the answer broke off: {error}; see the log of kvsup") from error
+
+
 def delete_if_running(path: str, query: Mapping[str, str]) -> Any | None:
     """Return the JSON answer of a DELETE; None where no kvsup answers."""
     try:
@@ -79,6 +120,26 @@ def save_if_running(
         while piece := _piece(answer):
             write(piece)
     return True
+
+
+def has(path: str) -> bool:
+    """Say whether a HEAD finds something."""
+    try:
+        with _answer("HEAD", path) as answer:
+            answer.read()
+    except _UNREACHABLE as error:
+        raise _unreachable(error) from error
+    return answer.status == 200
+
+
+def send_file(method: str, path: str, body: BinaryIO) -> None:
+    """Send a file, which is read while it is sent; the answer says nothing."""
+    try:
+        with _answer(method, path, body) as answer:
+            data = answer.read()
+    except _UNREACHABLE as error:
+        raise _unreachable(error) from error
+    _check(answer, data)
 
 
 def put(path: str, body: BinaryIO) -> Any:

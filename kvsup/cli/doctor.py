@@ -11,9 +11,9 @@ import typer
 
 from kvsup import __version__, slowpaths
 from kvsup.cli.client import base_url
-from kvsup.config import HostConfig
 from kvsup.environment import ignored_variables
 from kvsup.errors import ConfigError
+from kvsup.hostconfig import HostConfig
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.binary import Binary
 from kvsup.runtime import paths

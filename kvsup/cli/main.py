@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvsup import __version__
-from kvsup.cli import kept, kv
+from kvsup.cli import kept, kv, models
 from kvsup.cli.arguments import (
     AsJson,
     ConfigDir,
@@ -114,7 +114,10 @@ def import_(
 
 app.add_typer(kept.app)
 
-for _command in (kv.estimate, kv.probe, kv.tune):
+for _command in (
+    kv.estimate, kv.probe, kv.tune,
+    models.pull, models.push, models.create, models.cp, models.rm,
+):  # fmt: skip
     app.command()(_command)
 
 

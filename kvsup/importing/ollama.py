@@ -9,10 +9,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvsup.config import HostConfig
 from kvsup.decode import Source, decode_host
 from kvsup.environment import ignored_variables, read_environment
 from kvsup.errors import Problem
+from kvsup.hostconfig import HostConfig
 from kvsup.importing.found import Draft, Found, Value
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.ollama.names import DEFAULT_TAG
@@ -156,7 +156,7 @@ def _draft(found: Found, model: StoredModel) -> Draft:
         return draft
     adapters = [path for kind, path in model.layers if kind == "adapter"]
     if adapters:
-        draft.values["extra_args"] = Value(["--lora", ",".join(adapters)], "layer adapter")
+        draft.values["adapters"] = Value(adapters, "layer adapter")
     if model.system:
         draft.values["system"] = Value(model.system, "layer system")
     _note_layers(found, draft, model)

@@ -9,9 +9,10 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Item, Table
 
-from kvsup.config import HostConfig, ModelConfig
+from kvsup.config import ModelConfig
 from kvsup.errors import Problem
 from kvsup.filenames import toml_name
+from kvsup.hostconfig import HostConfig
 from kvsup.importing.found import Draft, Found, Value
 
 _MODEL_KEYS = [field.encode_name for field in msgspec.structs.fields(ModelConfig)]

@@ -15,7 +15,8 @@ from kvsup.llama.binary import Binary
 
 NOT_ARGUMENTS = frozenset(
     {
-        "aliases", "keep_alive_s", "system", "options", "env", "llama_server", "preload", "pin",
+        "aliases", "keep_alive_s", "system", "messages", "options", "env", "llama_server",
+        "preload", "pin",
         "load_timeout_s", "stop_timeout_s", "restart", "watchdog", "restart_wait_s", "resume",
         "source",
         "on_bigger_request", "allow_request_kv", "kv_is_auto", "kv_goal", "kv_slow",
@@ -122,6 +123,8 @@ def _arguments(binary: Binary, model: ModelConfig, socket: str) -> Iterator[str]
         yield "--swa-full"
     if model.mmproj is not None:
         yield from ("--mmproj", model.mmproj)
+    if model.adapters:
+        yield from ("--lora", ",".join(model.adapters))
     if model.draft_model is not None:
         draft = model.draft_kv_cache_type
         yield from ("--model-draft", model.draft_model)

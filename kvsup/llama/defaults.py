@@ -5,7 +5,7 @@ takes the last (nlohmann::json, b11434). One put behind is an order. Nothing els
 read or written anew, except that a system text has to stand within ``messages``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -74,23 +74,29 @@ def with_defaults(body: bytes, defaults: Members) -> bytes:
     return with_members(body, first=defaults, last=behind)
 
 
-def with_system(path: str, body: bytes, system: str) -> bytes:
-    """Return ``body`` with the model's system text, unless the request has one of its own.
+def with_prelude(
+    path: str, body: bytes, system: str | None, history: Sequence[Members] = ()
+) -> bytes:
+    """Return ``body`` with what the model says before: its system text, and its messages.
+
+    The text is left out where the request has one of its own; the messages go into chats only.
 
     Raises:
         RequestError: ``messages`` is no list of objects.
     """
     path = path.removesuffix("/input_tokens")
-    if path == _RESPONSES:
+    if path == _RESPONSES and system is not None:
         return with_defaults(body, {"instructions": system})
     if path != _CHAT:
         return body
     messages = _decoded(body, _Chat).messages
     first = _decoded(messages[0], _Turn).role if messages else None
-    if not messages or first in _SYSTEM_ROLES:
+    before: list[object] = list(history)
+    if system is not None and first not in _SYSTEM_ROLES:
+        before.insert(0, {"role": "system", "content": system})
+    if not messages or not before:
         return body
-    turn = {"role": "system", "content": system}
-    return with_members(body, first={}, last={"messages": [turn, *messages]})
+    return with_members(body, first={}, last={"messages": [*before, *messages]})
 
 
 T = TypeVar("T")

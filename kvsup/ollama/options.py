@@ -56,6 +56,10 @@ OPTIONS: Mapping[str, Option] = {
     "kv_cache_type": Option("string", key="kv_cache_type"),  # kvsup's own: Ollama has none
 }
 
+NUM_CTX_AUTO = "num_ctx_auto"
+"""Stands among the parameters of a store's model for ``num_ctx = "auto"``: Ollama passes it over,
+where it would refuse a ``num_ctx`` that is no number."""
+
 LOAD_TIME_OPTIONS = frozenset(name for name, option in OPTIONS.items() if option.field is None)
 """Options that llama-server takes as arguments; ``kvsup/fitting.py`` says what becomes of them."""
 

@@ -175,76 +175,53 @@ class ShowRequest(Struct, frozen=True, kw_only=True):
     options: dict[str, object] = {}
 
 
-class NamedRequest(Struct, frozen=True, kw_only=True):
-    """The body of pull, push, create and delete; ``name`` is accepted for ``model``."""
-
-    model: str = ""
-    stream: bool = True
-
-
-class CopyRequest(Struct, frozen=True, kw_only=True):
-    """The body of ``POST /api/copy``."""
-
-    source: str = ""
-    destination: str = ""
-
-
 def decode_chat(body: bytes) -> ChatRequest:
     """Return the request in ``body``.
 
     Raises:
         RequestError: it is no JSON, a field has the wrong type, or a value is out of range.
     """
-    fields = _fields(body)
+    fields = fields_of(body)
     if isinstance(messages := fields.get("messages"), list):
         fields["messages"] = [_message(message) for message in messages]
     if isinstance(tools := fields.get("tools"), list):
         fields["tools"] = [_folded(tool) for tool in tools]
     _prepare_run(fields)
-    return _checked(_convert(fields, ChatRequest))
+    return _checked(converted(fields, ChatRequest))
 
 
 def decode_generate(body: bytes) -> GenerateRequest:
     """Return the request in ``body``; raises as ``decode_chat``."""
-    fields = _fields(body)
+    fields = fields_of(body)
     _check_images(fields)
     _prepare_run(fields)
-    return _checked(_convert(fields, GenerateRequest))
+    return _checked(converted(fields, GenerateRequest))
 
 
 def decode_embed(body: bytes) -> EmbedRequest:
     """Return the request in ``body``; raises as ``decode_chat``."""
-    return _convert(_fields(body), EmbedRequest)
+    return converted(fields_of(body), EmbedRequest)
 
 
 def decode_embeddings(body: bytes) -> EmbeddingsRequest:
     """Return the request in ``body``; raises as ``decode_chat``."""
-    return _convert(_fields(body), EmbeddingsRequest)
+    return converted(fields_of(body), EmbeddingsRequest)
 
 
 def decode_show(body: bytes) -> ShowRequest:
     """Return the request in ``body``; raises as ``decode_chat``."""
-    return _convert(_named_fields(body), ShowRequest)
+    return converted(named_fields(body), ShowRequest)
 
 
-def decode_named(body: bytes) -> NamedRequest:
-    """Return the request in ``body``; raises as ``decode_chat``."""
-    return _convert(_named_fields(body), NamedRequest)
-
-
-def decode_copy(body: bytes) -> CopyRequest:
-    """Return the request in ``body``; raises as ``decode_chat``."""
-    return _convert(_fields(body), CopyRequest)
-
-
-def _named_fields(body: bytes) -> dict[str, object]:
-    fields = _fields(body)
+def named_fields(body: bytes) -> dict[str, object]:
+    """Return the object in ``body``, with ``name`` for ``model`` where that is not there."""
+    fields = fields_of(body)
     if not fields.get("model") and "name" in fields:
         fields["model"] = fields["name"]
     return fields
 
 
-def _fields(body: bytes) -> dict[str, object]:
+def fields_of(body: bytes) -> dict[str, object]:
     """Return the first JSON value of ``body``, an object, with keys folded and nulls dropped."""
     text = body.decode(errors="replace").lstrip(" \t\r\n")
     if not text:
@@ -357,7 +334,8 @@ def _checked(request: R) -> R:
     return request
 
 
-def _convert(fields: dict[str, object], kind: type[T]) -> T:
+def converted(fields: dict[str, object], kind: type[T]) -> T:
+    """Return a request with these fields; raises as ``decode_chat``."""
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:

@@ -12,6 +12,7 @@ from decimal import Decimal
 import msgspec
 
 from kvsup.ollama.catalog import CatalogEntry, details, local_time
+from kvsup.ollama.modelfiles import written
 
 DEFAULT_TEMPLATE = "{{ .Prompt }}"
 """What Ollama shows for a model without a template."""
@@ -49,6 +50,9 @@ class ShownModel:
     system: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     license_text: str | None = None
+    adapters: Sequence[str] = ()
+    messages: Sequence[tuple[str, str]] = ()
+    """Role and text of each that stands before every conversation."""
 
 
 def show(
@@ -86,6 +90,7 @@ def show(
         "template": shown.template or DEFAULT_TEMPLATE,
         "system": system,
         "details": details(entry),
+        "messages": [{"role": role, "content": text} for role, text in shown.messages],
         "model_info": {**_info(visible, shown.model.n_params, verbose=verbose), **basename},
         "projector_info": shown.projector
         and _info(shown.projector.values, shown.projector.n_params, verbose=verbose),
@@ -137,23 +142,18 @@ def _modelfile(shown: ShownModel, system: str, parameters: Mapping[str, object])
     ]
     if shown.projector_path:
         lines.append(f"FROM {shown.projector_path}")
-    lines.append(f"TEMPLATE {_quoted(shown.template or DEFAULT_TEMPLATE)}")
+    lines += [f"ADAPTER {path}" for path in shown.adapters]
+    lines.append(f"TEMPLATE {written(shown.template or DEFAULT_TEMPLATE)}")
     if system:
-        lines.append(f"SYSTEM {_quoted(system)}")
+        lines.append(f"SYSTEM {written(system)}")
     lines += [
-        f"PARAMETER {key} {_quoted(value if isinstance(value, str) else _go_value(value))}"
+        f"PARAMETER {key} {written(value if isinstance(value, str) else _go_value(value))}"
         for key, value in _each(parameters)
     ]
     if shown.license_text:
-        lines.append(f"LICENSE {_quoted(shown.license_text)}")
+        lines.append(f"LICENSE {written(shown.license_text)}")
+    lines += [f"MESSAGE {role} {written(text)}" for role, text in shown.messages]
     return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """Return a Modelfile value: bare, or in quotes if blanks or newlines would be lost."""
-    if "\n" not in text and text == text.strip():
-        return text
-    return f'"""{text}"""' if '"' in text else f'"{text}"'
 
 
 def _parameters(parameters: Mapping[str, object]) -> str:

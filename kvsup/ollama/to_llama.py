@@ -6,7 +6,7 @@ notices that its client has left only when it writes, and then frees the slot.
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -43,17 +43,19 @@ def chat_body(
     system: str | None,
     options: Mapping[str, object],
     num_ctx: int,
+    history: Iterable[Turn] = (),
 ) -> LlamaCall:
     """Return the call that answers a chat.
 
-    ``system`` and ``options`` are the model's: the first stands in front unless the request begins
-    with a system message of its own, the second lie below the request's options.
+    ``system``, ``history`` and ``options`` are the model's: the first stands in front unless the
+    request begins with a system message of its own, the second before what the request says, the
+    third lie below the request's options (server/routes.go, v0.17.4).
 
     Raises:
         OptionTypeError: an option has the wrong type.
         InvalidFormat: ``format`` is neither ``"json"`` nor a schema.
     """
-    messages = [_message(message) for message in request.messages]
+    messages = [*history, *map(_message, request.messages)]
     if system and not any(message.role == "system" for message in request.messages[:1]):
         messages.insert(0, {"role": "system", "content": system})
     body = _chat(
@@ -71,6 +73,7 @@ def generate_body(
     system: str | None,
     options: Mapping[str, object],
     num_ctx: int,
+    history: Iterable[Turn] = (),
 ) -> LlamaCall:
     """Return the call that answers a prompt: as a chat of one turn, or as it is if ``raw``.
 
@@ -81,14 +84,20 @@ def generate_body(
     sampling = _completion_sampling(request, options, num_ctx)
     if request.raw:
         return LlamaCall(COMPLETION_PATH, _completion(request, model, request.prompt, sampling))
-    messages = generate_messages(request, system)
+    messages = generate_messages(request, system, history)
     return LlamaCall(CHAT_PATH, _chat(request, model, messages, sampling))
 
 
-def generate_messages(request: GenerateRequest, system: str | None) -> list[Turn]:
-    """Return the prompt as a chat of one turn, after the request's system text or the model's."""
+def generate_messages(
+    request: GenerateRequest, system: str | None, history: Iterable[Turn] = ()
+) -> list[Turn]:
+    """Return the prompt as a chat of one turn, after the request's system text or the model's.
+
+    The model's ``history`` lies between, unless the request goes on from a context.
+    """
     system = request.system or system
     messages: list[Turn] = [{"role": "system", "content": system}] if system else []
+    messages += () if request.context else history
     return [*messages, {"role": "user", "content": _content(request.prompt, request.images)}]
 
 

@@ -1,4 +1,4 @@
-"""Copy and delete models: files of the configuration folder, never weights.
+"""Write, copy and delete the TOML files of models in the configuration folder, never weights.
 
 Whatever a file loses, the trash folder has as it was before: ``NAME-1.toml``, ``NAME-2.toml`` …
 The caller reads the configuration again afterwards.
@@ -7,7 +7,7 @@ The caller reads the configuration again afterwards.
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -35,7 +35,13 @@ _NEW_MODE = 0o644
 
 
 def copy_model(
-    folder: Path, source: Plan, destination: str, *, existing: Plan | None, trash: Path
+    folder: Path,
+    source: Plan,
+    destination: str,
+    *,
+    existing: Plan | None,
+    trash: Path,
+    model: str | None = None,
 ) -> Path:
     """Write a file that serves ``source`` under the name ``destination`` too; return its path.
 
@@ -48,6 +54,7 @@ def copy_model(
         destination: the new name.
         existing: what has this name now; it is deleted as ``delete_model`` does.
         trash: folder for what is replaced; made if missing.
+        model: what its weights are named by, if not as the source names them.
 
     Raises:
         RequestError: ``destination`` is no model name, or the model that ``source`` is a variant
@@ -63,6 +70,7 @@ def copy_model(
     text, values, mode = _described(folder, source, destination, existing)
     name = display_name(destination).removesuffix(f":{DEFAULT_TAG}")
     wanted = {"name": name, **{k: v for k, v in values.items() if k not in _OWN}}
+    wanted |= {} if model is None else {"model": model}
     with _writing(folder, rewrite(text, wanted), mode=mode) as written:
         if existing is not None:
             delete_model(folder, existing, destination, trash=trash)
@@ -89,15 +97,93 @@ def _described(
     return file.text, values, _mode(path)
 
 
-def delete_model(folder: Path, plan: Plan, name: str, *, trash: Path) -> None:
+def write_model(
+    folder: Path, name: str, values: Table, comment: str, *, existing: Plan | None, trash: Path
+) -> Callable[[], None]:
+    """Write the file of a new model; return what takes it back.
+
+    Args:
+        folder: the configuration folder.
+        name: of the model.
+        values: its keys, but for the name.
+        comment: the first line.
+        existing: what has this name now; it is deleted as ``delete_model`` does.
+        trash: folder for what is replaced; made if missing.
+
+    Raises:
+        ConfigError: a file cannot be read or written; nothing is changed.
+    """
+    name = display_name(name).removesuffix(f":{DEFAULT_TAG}")
+    replaced = existing if existing is not None and has_file(existing.model.source) else None
+    before = None if replaced is None else _read(_file_of(folder, replaced)).text
+    with _writing(
+        folder, rewrite(f"# {comment}\n", {"name": name, **values}), mode=_NEW_MODE
+    ) as new:
+        if replaced is not None:
+            delete_model(folder, replaced, name, trash=trash)
+        target = _free_path(folder, name)
+        new.replace(target)
+
+    def undo() -> None:
+        target.unlink(missing_ok=True)
+        if replaced is not None and before is not None:
+            path = _file_of(folder, replaced).resolve()
+            with _writing(path.parent, before, mode=_NEW_MODE) as old:
+                old.replace(path)
+
+    return undo
+
+
+def reference_of(folder: Path, plan: Plan) -> tuple[str, str]:
+    """Return the name of a model as its file or store has it, and what its weights are named by.
+
+    Raises:
+        ConfigError: its file cannot be read.
+    """
+    if not has_file(plan.model.source):
+        return plan.name, plan.model.source
+    path = _file_of(folder, plan)
+    file = _read(path)
+    return _base_name(file, path), str(file.table.get("model", ""))
+
+
+def settings_of_file(folder: Path, plan: Plan) -> Table:
+    """Return the keys of a model's file, a variant's over its model's, but for its names.
+
+    A model without a file has none. Raises ``ConfigError`` where it cannot be read.
+    """
+    if not has_file(plan.model.source):
+        return {}
+    path = _file_of(folder, plan)
+    file = _read(path)
+    variant = _variant_of(file, path, plan)
+    values = overlay(file.table, file.table["variants"][variant] if variant else {})
+    return {k: v for k, v in values.items() if k not in {"name", *_OWN}}
+
+
+def references_in(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file of the folder that can be read with each text that it names weights by."""
+    for path in sorted(folder.glob("[!.]*.toml")):
+        source = read_toml(path, str(path))
+        if isinstance(source, Problem):
+            continue
+        variants = source.table.get("variants")
+        tables = variants.values() if isinstance(variants, Mapping) else ()
+        for table in (source.table, *(table for table in tables if isinstance(table, Mapping))):
+            for key in ("model", "draft_model"):
+                if isinstance(text := table.get(key), str):
+                    yield path, text
+
+
+def delete_model(folder: Path, plan: Plan, name: str, *, trash: Path) -> bool:
     """Take ``name``, one of the names of ``plan``, out of the configuration folder.
 
     The name of a model takes its file, with all variants in it; that of a variant only its table;
-    an alias only itself.
+    an alias only itself. Returns whether the file is gone.
 
     Raises:
         ConfigError: a file cannot be read or written, or no longer holds the name.
-        Unsupported: it has no file, but lies in a store.
+        Unsupported: it has no file, but lies in a store that is only read.
     """
     if not has_file(plan.model.source):
         raise Unsupported(
@@ -112,12 +198,13 @@ def delete_model(folder: Path, plan: Plan, name: str, *, trash: Path) -> None:
         real = path.resolve()  # a link stays one
         with _writing(real.parent, rewrite(file.text, left), mode=_mode(path)) as written:
             written.replace(real)
-        return
+        return False
     try:
         path.unlink()
         _sync(folder)
     except OSError as error:
         raise ConfigError(f"{path} cannot be removed: {error}") from error
+    return True
 
 
 def _without(file: Source, path: Path, plan: Plan, name: str) -> Table | None:

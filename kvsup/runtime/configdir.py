@@ -11,20 +11,23 @@ from typing import Any
 import msgspec
 
 from kvsup.checks import Finding, name_clashes
-from kvsup.config import HostConfig, ModelConfig, SourcesConfig
+from kvsup.config import ModelConfig
 from kvsup.decode import Source, decode_host, decode_models, decode_stored, variant_name
 from kvsup.environment import read_environment
 from kvsup.errors import ConfigError, Problem
+from kvsup.hostconfig import HostConfig
 from kvsup.keys import KeyRing
 from kvsup.ollama.access import OriginRules
 from kvsup.ollama.names import lookup_keys
 from kvsup.plan import Plan
 from kvsup.runtime import paths
 from kvsup.runtime.keyfile import read_keys
+from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.planning import Planning
 from kvsup.runtime.stores import Offer, Stores
 from kvsup.runtime.tomlfile import read_toml
-from kvsup.stores.stored import Stored
+from kvsup.stores.registries import Registries
+from kvsup.stores.stored import TEMPLATE, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,7 @@ def read_configuration(
         folder: with a TOML file for each model.
         environ: the environment.
         in_force: the one that it is to follow in a kvsup that runs: its folders of state and of
-            sockets stay, since they are locked, and its API keys while kvsup.toml is missing; a
-            folder without a model is right, since its last one was deleted.
+            sockets stay, since they are locked, and its API keys while kvsup.toml is missing.
 
     Raises:
         ConfigError: with every problem of every file.
@@ -79,8 +81,7 @@ def read_configuration(
     state = in_force.state_dir if in_force else paths.state_dir(host.state_dir)
     run = in_force.run_dir if in_force else paths.run_dir(state)
     planning = Planning(state, run, environ)
-    has_sources = host.sources != SourcesConfig()
-    models = reading.models(may_be_empty=in_force is not None or has_sources)
+    models = reading.models()
     plans = [reading.plan(model, source, planning) for model, source in models]
     found, offer = reading.offered(planning, [model for model, _ in models])
     if error := reading.error():
@@ -143,7 +144,7 @@ class _Reading:
     """What is read of it, listed once: a folder that is replaced meanwhile is not an empty one."""
     _problems: list[Problem] = field(default_factory=list)
     _stored: dict[str, Stored] = field(default_factory=dict)
-    """Models of stores that files name, by the path of their weights."""
+    """Models of stores that files name, by what they are called in the files."""
     _stores: Stores = field(init=False)
     _environment: Source = field(init=False)
     _host_file: Source | None = field(init=False)
@@ -176,7 +177,15 @@ class _Reading:
             OriginRules(host.origins)
         except ValueError as error:
             self._add("origins", str(error), self._environment)
-        self._stores = Stores(host.sources, self.environ, base=self.folder)
+        try:
+            Registries.parse(host.registries)
+        except ValueError as error:
+            self._add("registries", str(error), self._environment)
+        if host.models_dir is not None:
+            models = str(_absolute(host.models_dir, self.folder))
+            host = msgspec.structs.replace(host, models_dir=models)
+        own = OwnStore(paths.models_dir(host.models_dir))
+        self._stores = Stores(host.sources, self.environ, own=own, base=self.folder)
         for key, message in self._stores.missing():
             self._add(f"sources.{key}", message, self._host_file or self._environment)
         if host.state_dir is not None:
@@ -206,7 +215,7 @@ class _Reading:
         self._problems += problems
         return keys
 
-    def models(self, *, may_be_empty: bool) -> list[tuple[ModelConfig, Source]]:
+    def models(self) -> list[tuple[ModelConfig, Source]]:
         """Return every model and variant with the file it stands in."""
         shared = self._shared()
         models: list[tuple[ModelConfig, Source]] = []
@@ -220,18 +229,11 @@ class _Reading:
         sources = {id(model): source for model, source in models}
         for model, finding in name_clashes(model for model, _ in models):
             self._note(model, sources[id(model)], finding)
-        if not self._model_files and not self._problems and not may_be_empty:
-            self._problems.append(
-                Problem(
-                    _shown(self.folder), None, "",
-                    'holds no model; write one TOML file a model, e.g. model = "model.gguf"',
-                )
-            )  # fmt: skip
         return models
 
     def plan(self, model: ModelConfig, source: Source, planning: Planning) -> Plan | None:
         """Return the plan of ``model``, or None with its problems noted."""
-        planned = planning.plan(model, self._stored.get(model.model))
+        planned = planning.plan(model, self._stored.get(model.name))
         for finding in planned.findings:
             evidence = planned.evidence.get(finding[1], "")
             self._note(model, source, finding, evidence=evidence)
@@ -288,8 +290,9 @@ class _Reading:
                 self._note(model, source, (key, str(error)))
                 return None
             if stored is not None:
-                self._stored[stored.weights] = stored
                 found[key] = stored.weights
+                if key == "model":
+                    self._stored[model.name] = stored
         return _with_paths(msgspec.structs.replace(model, **found), folder)
 
     def _source(self, path: Path) -> Source | None:
@@ -342,7 +345,10 @@ def _with_paths(model: ModelConfig, folder: Path) -> ModelConfig:
         draft_model=None
         if model.draft_model is None
         else str(_absolute(model.draft_model, folder)),
-        template=None if model.template is None else str(_absolute(model.template, folder)),
+        adapters=tuple(str(_absolute(path, folder)) for path in model.adapters),
+        template=model.template
+        if model.template is None or model.template == TEMPLATE
+        else str(_absolute(model.template, folder)),
         llama_server=None if model.llama_server is None else _program(model.llama_server, folder),
     )
 

@@ -16,9 +16,9 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from kvsup import events
-from kvsup.config import HostConfig
 from kvsup.errors import CapacityError, KvsupError, QueueFull, RequestError
 from kvsup.fitting import NOTHING, Asked
+from kvsup.hostconfig import HostConfig
 from kvsup.lifecycle import AFTER_LOAD, State
 from kvsup.plan import Plan, why_replaced
 from kvsup.residency import Budget, idle_due, next_due_s

@@ -6,11 +6,9 @@ are followed by the same rules. llama-server itself is never given an address.
 """
 
 import base64
-import ipaddress
 import re
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -19,6 +17,7 @@ import anyio.to_thread
 import httpx
 
 from kvsup.errors import RequestError
+from kvsup.runtime.publicnet import Resolve, all_public, resolve
 
 MAX_IMAGE_BYTES = 20 << 20
 TIMEOUT_S = 20.0
@@ -34,47 +33,12 @@ _MAGIC = (
 )
 """What is an image is told by its bytes, not by whoever sends it."""
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-"""All of IPv6 that has been given out for the public Internet (IANA, RFC 4291 section 2.4)."""
-_RESERVED = tuple(ipaddress.ip_network(text) for text in ("192.0.0.0/24", "3fff::/20"))
-"""What Python 3.11 takes for global, and IANA does not."""
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-
 
 class Image(NamedTuple):
     """An image that was fetched."""
 
     media_type: str
     base64: str
-
-
-def is_public(address: Address) -> bool:
-    """Say whether an address is one of the public Internet, seen through every tunnel."""
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address.teredo:
-            inner = address.teredo[1]
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-        if address not in _GLOBAL_UNICAST:
-            return False
-    is_reserved = any(address in network for network in _RESERVED)
-    return address.is_global and not address.is_multicast and not is_reserved
-
-
-async def resolve(host: str, port: int) -> Sequence[str]:
-    """Return the addresses of a host, the preferred first.
-
-    Raises:
-        OSError: there is none.
-    """
-    found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[4][0]) for address in found]
 
 
 class Images:
@@ -137,9 +101,8 @@ class Images:
         if not any(_matches(host, port, listed) for listed in self._hosts):
             raise RequestError(f"image URL: {host[:100]} is not listed in image_hosts")
         addresses = await self._resolve(host, port)
-        for text in addresses:
-            if not is_public(ipaddress.ip_address(text.partition("%")[0])):
-                raise RequestError(f"image URL: {host[:100]} is no host of the public Internet")
+        if not all_public(addresses):
+            raise RequestError(f"image URL: {host[:100]} is no host of the public Internet")
         return host, httpx.URL(url).copy_with(host=addresses[0], fragment=None)
 
 

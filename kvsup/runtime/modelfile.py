@@ -1,5 +1,6 @@
 """Read what the disk says of a model's weights: headers, sizes, and whether files have changed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from kvsup.checks import Finding
@@ -38,11 +39,13 @@ def read_model_file(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]
         projector = metadata_of(mmproj) if mmproj else None
     except (GGUFError, OSError) as error:
         return None, [("mmproj", f"{mmproj}: {error}")]
-    draft, found_of_draft = _draft(model)
-    if found_of_draft:
-        return None, found_of_draft
-    weights = [*parts, *((mmproj,) if mmproj else ())]
-    others = [Path(named) for named in beside.values() if named]
+    draft, findings = _draft(model)
+    adapters = [Path(named) for named in model.adapters]
+    findings += _wrong_adapters(adapters, headers[0].architecture)
+    if findings:
+        return None, findings
+    weights = [*parts, *((mmproj,) if mmproj else ()), *adapters]
+    others = [*(Path(named) for named in beside.values() if named), *adapters]
     file = ModelFile(
         metadata=headers[0],
         shape=shape,
@@ -85,6 +88,26 @@ def _draft(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]]:
         return None, []
     file, findings = read_model_file(ModelConfig(model=model.draft_model))
     return file, [("draft_model", message) for _, message in findings]
+
+
+def _wrong_adapters(adapters: Iterable[Path], architecture: str) -> list[Finding]:
+    """Return what is wrong with files that are to be applied to weights of ``architecture``."""
+    findings: list[Finding] = []
+    for path in adapters:
+        try:
+            found = metadata_of(path)
+        except (GGUFError, OSError) as error:
+            findings.append(("adapters", f"{path}: {error}"))
+            continue
+        if found.text("general.type") != "adapter":
+            findings.append(("adapters", f"{path} is no adapter; name it in model or mmproj"))
+        elif found.architecture != architecture:
+            findings.append(
+                ("adapters", f"{path} is made for {found.architecture} models, not {architecture}")
+            )
+        elif "," in str(path):
+            findings.append(("adapters", f"{path} has a comma, which parts names of adapters"))
+    return findings
 
 
 def _template(model: ModelConfig, header: Metadata) -> str | None:

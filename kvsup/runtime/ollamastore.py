@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsup.ollama.names import display_name, quoted, valid_name
+from kvsup.runtime.splitlinks import linked
 from kvsup.runtime.storefiles import files_in, folders_in, inside, read_small
 from kvsup.stores.manifest import (
     MAX_MANIFEST_BYTES,
@@ -47,6 +48,9 @@ class Facts:
 
 class OllamaStore:
     """One folder with ``manifests`` and ``blobs``, of which nothing is ever changed."""
+
+    pull = "ollama pull"
+    """What fetches a model of it anew."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -93,17 +97,31 @@ class OllamaStore:
         Raises:
             ValueError: something of it is missing or wrong.
         """
-        data = read_small(self.manifest_path(name), self.root, max_bytes=MAX_MANIFEST_BYTES)
-        manifest, shown = decode_manifest(data), shown_name(name)
+        manifest, shown = decode_manifest(self.manifest_data(name)), shown_name(name)
         parameters: dict[str, Any] = {}
         for blob in manifest.blobs("params"):
-            parameters |= decode_params(self._read(blob, shown))
+            parameters |= decode_params(self.read(blob, shown))
         return Facts(
             manifest,
-            config=decode_config(self._read(manifest.config, shown)),
+            config=decode_config(self.read(manifest.config, shown)),
             parameters=parameters,
             system=self._text(manifest, "system", shown=shown),
         )
+
+    def manifest_data(self, name: OllamaName) -> bytes:
+        """Return the manifest of a model as it is written.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return read_small(self.manifest_path(name), self.root, max_bytes=MAX_MANIFEST_BYTES)
+
+    def has(self, blob: Blob) -> bool:
+        """Say whether a file is there in its full length."""
+        try:
+            return self.blob_path(blob).stat().st_size == blob.size_bytes
+        except OSError:
+            return False
 
     def blob_path(self, blob: Blob) -> Path:
         """Return where a file of a model lies."""
@@ -117,16 +135,20 @@ class OllamaStore:
         """
         facts, shown = self.facts(name), shown_name(name)
         manifest = facts.manifest
-        _check(facts.config, shown)
+        check_config(facts.config, shown)
         return Stored(
             reference=f"{OLLAMA}{shown}",
             name=shown,
-            weights=str(self._path(manifest.weights, shown)),
+            weights=str(self._weights(manifest, shown)),
             table=self._table(facts, shown),
             go_template=self._text(manifest, "template", "prompt", shown=shown),
             licenses=tuple(str(self._path(b, shown)) for b in manifest.blobs("license")),
-            notes=tuple(self._notes(manifest, facts.config, shown)),
+            notes=tuple(_notes(facts.config)),
         )
+
+    def _weights(self, manifest: Manifest, shown: str) -> Path:
+        files = [self._path(blob, shown) for blob in manifest.weights]
+        return files[0] if len(files) == 1 else linked(files)
 
     def _table(self, facts: Facts, shown: str) -> dict[str, object]:
         table = settings_of(facts.parameters)
@@ -135,31 +157,24 @@ class OllamaStore:
                 table[key] = str(self._path(blob, shown))
         if facts.system:
             table["system"] = facts.system
+        for blob in facts.manifest.blobs("messages"):
+            turns = decode_messages(self.read(blob, shown))
+            table["messages"] = [{"role": t.role, "content": t.content} for t in turns]
         if adapters := facts.manifest.blobs("adapter"):
-            paths = ",".join(str(self._path(blob, shown)) for blob in adapters)
-            table["extra_args"] = ["--lora", paths]
+            table["adapters"] = [str(self._path(blob, shown)) for blob in adapters]
         return table
-
-    def _notes(self, manifest: Manifest, config: Config, shown: str) -> Iterator[str]:
-        if program := config.renderer or config.parser:
-            yield (
-                f"Ollama writes its prompts by a program of its own ({quoted(program[:40])});"
-                " here the GGUF's chat template does"
-            )
-        if any(decode_messages(self._read(b, shown)) for b in manifest.blobs("messages")):
-            yield "the messages that Ollama puts before each of its conversations are left out"
 
     def _text(self, manifest: Manifest, *kinds: str, shown: str) -> str:
         """Return the last layer of a kind as text; empty where there is none."""
-        layers = [self._read(blob, shown) for blob in manifest.blobs(*kinds)[-1:]]
+        layers = [self.read(blob, shown) for blob in manifest.blobs(*kinds)[-1:]]
         return b"".join(layers).decode(errors="replace")
 
-    def _read(self, blob: Blob, shown: str) -> bytes:
+    def read(self, blob: Blob, shown: str) -> bytes:
         """Return a small file, which is what its name says."""
         path = self._path(blob, shown)
         data = read_small(path, self.root, max_bytes=MAX_TEXT_BYTES)
         if hashlib.sha256(data).hexdigest() != blob.digest:
-            raise ValueError(f"{path} is not what its name says; ollama pull {shown}")
+            raise ValueError(f"{path} is not what its name says; {self.pull} {shown}")
         return data
 
     def _path(self, blob: Blob, shown: str) -> Path:
@@ -167,10 +182,10 @@ class OllamaStore:
         try:
             size_bytes = inside(path, self.root).stat().st_size
         except ValueError as error:
-            raise ValueError(f"{error}; ollama pull {shown}") from None
+            raise ValueError(f"{error}; {self.pull} {shown}") from None
         if size_bytes != blob.size_bytes:
             raise ValueError(
-                f"{path} has {size_bytes} bytes instead of {blob.size_bytes}; ollama pull {shown}"
+                f"{path} has {size_bytes} bytes instead of {blob.size_bytes}; {self.pull} {shown}"
             )
         return path
 
@@ -185,7 +200,16 @@ def _spelled(parts: tuple[str, ...]) -> str:
     return f"{'/'.join(folders)}:{tag}"
 
 
-def _check(config: Config, shown: str) -> None:
+def _notes(config: Config) -> Iterator[str]:
+    if program := config.renderer or config.parser:
+        yield (
+            f"Ollama writes its prompts by a program of its own ({quoted(program[:40])});"
+            " here the GGUF's chat template does"
+        )
+
+
+def check_config(config: Config, shown: str) -> None:
+    """Raise ValueError where llama-server cannot serve a model, for what its config says."""
     if config.remote_host:
         where = quoted(config.remote_host[:80])
         raise ValueError(f"{shown} runs in a cloud ({where}), and kvsup has none")

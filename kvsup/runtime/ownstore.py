@@ -13,17 +13,15 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from anyio import to_thread
-
 from kvsup.errors import KvsupError
-from kvsup.runtime.ollamastore import OllamaStore, shown_name
-from kvsup.runtime.storefiles import files_in, read_small
-from kvsup.stores.manifest import MAX_MANIFEST_BYTES, Blob, Manifest, blob_of, decode_manifest
+from kvsup.runtime.ollamastore import OllamaStore
+from kvsup.runtime.storefiles import files_in
+from kvsup.stores.manifest import Blob, blob_of, decode_manifest
 from kvsup.stores.references import OllamaName
 
 _OWN = "kvsup"
@@ -38,6 +36,8 @@ RESUMED_S = 7 * 86400.0
 
 class OwnStore(OllamaStore):
     """The one store that kvsup writes to."""
+
+    pull = "kvsup pull"
 
     @property
     def incoming(self) -> Path:
@@ -57,23 +57,25 @@ class OwnStore(OllamaStore):
             why = f"{self.root} cannot be written: {error.strerror}"
             raise KvsupError(f"{why}; name another folder in models_dir") from error
 
-    @asynccontextmanager
-    async def filling(self) -> AsyncIterator[None]:
-        """Hold every file where it is, until the manifest that names it is written.
+    def hold(self) -> BinaryIO:
+        """Hold every file where it is, for as long as what is returned is open.
 
         Raises:
             KvsupError: the store cannot be written.
         """
         self.make()
-        with await to_thread.run_sync(self._lock, fcntl.LOCK_SH):
-            yield
+        return self._lock(fcntl.LOCK_SH)
 
-    def has(self, blob: Blob) -> bool:
-        """Say whether a file is there in its full length; what it holds was checked as it came."""
+    def has_digest(self, digest: str) -> bool:
+        """Say whether a file is there that hashes to ``digest``, 64 hex digits."""
+        return self.blob_path(Blob(digest, 0)).is_file()
+
+    def partial_bytes(self, blob: Blob) -> int:
+        """Return what an interrupted download has taken of the disk."""
         try:
-            return self.blob_path(blob).stat().st_size == blob.size_bytes
+            return (self.incoming / blob.file_name).stat().st_blocks * 512
         except OSError:
-            return False
+            return 0
 
     def place(self, path: Path, blob: Blob) -> None:
         """Give a file of ``incoming``, which was found to be ``blob``, its name.
@@ -95,7 +97,7 @@ class OwnStore(OllamaStore):
         return blob
 
     def write(self, name: OllamaName, data: bytes) -> None:
-        """Write a manifest, by which the model is there; one of that name goes, with its files.
+        """Write a manifest, by which the model is there, in the place of one of that name.
 
         Raises:
             KvsupError: a file that it names is missing, or it cannot be written.
@@ -113,36 +115,29 @@ class OwnStore(OllamaStore):
             written.replace(path)
             _sync(path.parent)
 
-    def manifest(self, name: OllamaName) -> tuple[Manifest, bytes]:
-        """Return the manifest of a model, and as it is written.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-        data = read_small(self.manifest_path(name), self.root, max_bytes=MAX_MANIFEST_BYTES)
-        return decode_manifest(data), data
-
     def remove(self, name: OllamaName) -> None:
         """Remove a model, and of its files those that no other has.
 
         Raises:
             KvsupError: it cannot be removed.
         """
-        files: list[Blob] = []
-        with suppress(ValueError):
-            files += self.manifest(name)[0].files()
         path = self.manifest_path(name)
+        try:
+            data = self.manifest_data(name)
+        except ValueError as error:
+            raise KvsupError(str(error)) from error
         with self._told():
             path.unlink(missing_ok=True)
             _sync(path.parent)
             for folder in list(path.parents)[:3]:
                 with suppress(OSError):
                     folder.rmdir()
-        self.drop(files)
+        self.let_go(data)
 
-    def drop(self, files: Iterable[Blob]) -> None:
-        """Delete those of ``files`` that no manifest names, or leave them to ``collect``."""
-        with suppress(BlockingIOError), self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+    def let_go(self, manifest: bytes | None) -> None:
+        """Delete the files of a manifest that no other names, or leave them to ``collect``."""
+        with suppress(BlockingIOError, ValueError), self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            files = decode_manifest(manifest or b"").files()
             named = self._named()
             for blob in files:
                 if named is not None and blob.digest not in named:
@@ -170,7 +165,7 @@ class OwnStore(OllamaStore):
     def _named(self) -> set[str] | None:
         """Return the digests of all manifests; None where one cannot be read: it may name any."""
         try:
-            manifests = [self.manifest(name)[0] for name in self.names()]
+            manifests = [decode_manifest(self.manifest_data(name)) for name in self.names()]
         except ValueError:
             return None
         return {blob.digest for manifest in manifests for blob in manifest.files()}
@@ -207,11 +202,6 @@ class OwnStore(OllamaStore):
             yield
         except OSError as error:
             raise KvsupError(f"{self.root} cannot be written: {error}") from error
-
-
-def described(name: OllamaName) -> str:
-    """Return a model of the store as a TOML file names it."""
-    return f"ollama:{shown_name(name)}"
 
 
 def _removed(path: Path, before_s: float) -> int:

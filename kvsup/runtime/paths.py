@@ -50,6 +50,13 @@ def state_dir(configured: str | None) -> Path:
     return path
 
 
+def models_dir(configured: str | None) -> Path:
+    """Return the folder of kvsup's own store of models; it is made once there are any."""
+    return (
+        Path(configured) if configured else _base("XDG_DATA_HOME", ".local/share") / "kvsup/models"
+    )
+
+
 def make_private(state: Path) -> bool:
     """Close a state folder to other users and return whether it is closed.
 

@@ -11,7 +11,7 @@ from kvsup.gguf import GGUFError
 from kvsup.runtime.modelfile import metadata_of
 from kvsup.runtime.privatefiles import make_folder, replace_file
 from kvsup.stores.jinja import jinja_of, uses_tools
-from kvsup.stores.stored import Stored
+from kvsup.stores.stored import TEMPLATE, Stored
 
 _FOLDER = "templates"
 
@@ -24,16 +24,19 @@ def prompts_of(
     The file lies in the state folder, named by what it holds. With it come what the model's owner
     should know, and what is wrong.
     """
-    if stored is None or not stored.go_template.strip() or model.template is not None:
+    is_asked = model.template == TEMPLATE
+    text = stored.go_template if stored is not None else ""
+    if is_asked and not text.strip():
+        return _without(model), "", [("template", "its store has none; name a Jinja file")]
+    if not is_asked and (not text.strip() or model.template is not None or not _needs_one(model)):
         return model, "", []
-    try:
-        header = metadata_of(Path(model.model))
-    except (GGUFError, OSError):  # told where the weights are read
-        return model, "", []
-    has_own = "tokenizer.chat_template" in header.values
-    if has_own or f"{header.architecture}.pooling_type" in header.values:
-        return model, "", []
-    jinja = jinja_of(stored.go_template)
+    jinja = jinja_of(text)
+    if jinja is None and is_asked:
+        return (
+            _without(model),
+            "",
+            [("template", "its store's cannot be converted; name a Jinja file")],
+        )
     if jinja is None:
         word = (
             "its GGUF has no chat template, and its store one that cannot be converted, so chats"
@@ -46,8 +49,23 @@ def prompts_of(
             make_folder(path.parent)
             replace_file(path, jinja.encode())
     except OSError as error:
-        return model, "", [("model", f"its template cannot be written to {path}: {error.strerror}")]
+        wrong = ("model", f"its template cannot be written to {path}: {error.strerror}")
+        return _without(model), "", [wrong]
     word = "its chat template is made of the store's"
-    if uses_tools(stored.go_template):
+    if uses_tools(text):
         word += ", but without tools; for them name a Jinja file in template"
     return msgspec.structs.replace(model, template=str(path)), word, []
+
+
+def _needs_one(model: ModelConfig) -> bool:
+    """Say whether a model is one that chats, and whose GGUF does not say how."""
+    try:
+        header = metadata_of(Path(model.model))
+    except (GGUFError, OSError):  # told where the weights are read
+        return False
+    has_own = "tokenizer.chat_template" in header.values
+    return not has_own and f"{header.architecture}.pooling_type" not in header.values
+
+
+def _without(model: ModelConfig) -> ModelConfig:
+    return model if model.template != TEMPLATE else msgspec.structs.replace(model, template=None)

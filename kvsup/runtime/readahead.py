@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from kvsup.config import HostConfig
+from kvsup.hostconfig import HostConfig
 from kvsup.plan import Plan
 from kvsup.readahead import readable_bytes
 from kvsup.residency import RAM
@@ -100,6 +100,7 @@ def _local_files(plan: Plan, mapped: AbstractSet[str]) -> list[tuple[Path, int]]
     named = [path for path, _ in plan.file.parts]
     if plan.model.mmproj is not None:
         named.append(plan.model.mmproj)
+    named += plan.model.adapters
     paths = [Path(path) for path in named if path not in mapped]
     remote = {folder for folder in {path.parent for path in paths} if is_on_network(folder)}
     return [(path, path.stat().st_size) for path in paths if path.parent not in remote]

@@ -40,6 +40,7 @@ _FIXED = {
     "idle_timeout_s": "idle_timeout",
     "slow_reader_timeout_s": "slow_reader_timeout",
     "image_hosts": "image_hosts",
+    "models_dir": "models_dir",
     "log_level": "log_level",
 }
 """Fields of the host, and their keys, that hold as they were when kvsup started."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from kvsup.config import HostConfig
+from kvsup.hostconfig import HostConfig
 from kvsup.ladder import first_fitting
 from kvsup.lifecycle import State
 from kvsup.placement import DEVICE_HEADROOM_BYTES

@@ -1,16 +1,17 @@
 """Where the stores of this machine lie, and what is in them."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kvsup.config import SourcesConfig
+from kvsup.hostconfig import SourcesConfig
 from kvsup.ollama.names import lookup_keys
 from kvsup.runtime.gguffolders import GGUFFolder
 from kvsup.runtime.hubcache import HubCache
 from kvsup.runtime.ollamastore import OllamaStore, places_of, shown_name
+from kvsup.runtime.ownstore import OwnStore
 from kvsup.stores.references import HubName, OllamaName, parse_reference
 from kvsup.stores.stored import Stored
 
@@ -31,19 +32,22 @@ class Offer:
 class Stores:
     """The stores that references and sources are looked up in."""
 
-    def __init__(self, sources: SourcesConfig, environ: Mapping[str, str], *, base: Path) -> None:
-        """Look where ``sources`` say, else where ``environ`` and habit do.
+    def __init__(
+        self, sources: SourcesConfig, environ: Mapping[str, str], *, own: OwnStore, base: Path
+    ) -> None:
+        """Look where ``sources`` say, else where ``environ`` and habit do; in ``own`` first.
 
         Args:
             sources: of ``kvsup.toml``.
             environ: the environment.
+            own: kvsup's own store, whose models are always served.
             base: the folder at which relative paths start.
         """
+        self._own = own
         self._sources = sources
-        places = places_of(environ.get("OLLAMA_MODELS"))
+        self._ollama = readable_stores(environ)
         if isinstance(sources.ollama, str):
-            places = [_path(sources.ollama, base)]
-        self._ollama = [OllamaStore(place) for place in places]
+            self._ollama = [OllamaStore(_path(sources.ollama, base))]
         hub = sources.huggingface if isinstance(sources.huggingface, str) else None
         self._hub = HubCache(_path(hub, base) if hub else _hub_folder(environ, Path.home()))
         self._folders = [GGUFFolder(_path(folder, base)) for folder in sources.folders]
@@ -97,12 +101,12 @@ class Stores:
 
     def _looks(self, watched: list[Path]) -> Iterator[tuple[str, Callable[[], Stored]]]:
         """Yield what each model is called in its store, and how to have it."""
-        if self._sources.ollama:
-            for store in self._ollama:
-                watched += store.folders()
-                for name in store.names():
-                    watched.append(store.manifest_path(name))
-                    yield str(store.manifest_path(name)), partial(store.stored, name)
+        listed = self._ollama if self._sources.ollama else []
+        for store in self._all(listed):
+            watched += store.folders()
+            for name in store.names():
+                watched.append(store.manifest_path(name))
+                yield str(store.manifest_path(name)), partial(store.stored, name)
         if self._sources.huggingface:
             watched += self._hub.folders()
             for hub_name in self._hub.names():
@@ -116,16 +120,26 @@ class Stores:
     def _look_up(self, reference: OllamaName | HubName) -> Stored:
         if isinstance(reference, HubName):
             return self._hub.stored(reference)
-        for store in self._ollama:
+        stores = self._all(self._ollama)
+        for store in stores:
             if (name := store.find(reference)) is not None:
                 return store.stored(name)
         shown = shown_name(reference)
-        known = sorted(shown_name(name) for store in self._ollama for name in store.names())
-        places = " and ".join(str(store.root) for store in self._ollama)
+        known = sorted({shown_name(name) for store in stores for name in store.names()})
+        places = " and ".join(str(store.root) for store in stores)
         raise ValueError(
             f"no {shown} in {places}; there is {', '.join(known) or 'no model at all'}:"
-            f" ollama pull {shown}, or set OLLAMA_MODELS"
+            f" kvsup pull {shown}, or set OLLAMA_MODELS"
         )
+
+    def _all(self, others: Iterable[OllamaStore]) -> list[OllamaStore]:
+        """Return the own store and ``others``, each folder once."""
+        return [self._own, *(store for store in others if store.root != self._own.root)]
+
+
+def readable_stores(environ: Mapping[str, str]) -> list[OllamaStore]:
+    """Return Ollama's own stores, whether they are there or not."""
+    return [OllamaStore(place) for place in places_of(environ.get("OLLAMA_MODELS"))]
 
 
 def _spelling(name: str) -> str:

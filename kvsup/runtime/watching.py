@@ -139,7 +139,8 @@ def _named(configuration: Configuration) -> Iterator[Path]:
 def _files_of(plan: Plan) -> Iterator[Path]:
     model = plan.model
     yield from (Path(path) for path, _ in plan.file.parts)
-    yield from (Path(beside) for beside in (model.mmproj, model.template) if beside)
+    beside = (model.mmproj, model.template, *model.adapters)
+    yield from (Path(path) for path in beside if path)
 
 
 def _files_of_program(path: str) -> Iterator[Path]:

@@ -56,6 +56,14 @@ class Work:
             self._lines.append(line)
         self._tell()
 
+    def progress(self, status: str, digest: str, total: int) -> Callable[[int], None]:
+        """Return what tells how many bytes of ``total`` are done."""
+
+        def told(n_bytes: int) -> None:
+            self.say(status, digest=digest, total=total, completed=n_bytes)
+
+        return told
+
     def end(self, error: BaseException | None) -> None:
         """Tell that it is over, and what went wrong."""
         self._is_over, self._error = True, error

@@ -26,6 +26,15 @@ def stem_of(file: PurePath) -> str:
     return match["stem"] if match else file.stem
 
 
+def parts_of(file: PurePath, files: Iterable[PurePath]) -> list[PurePath]:
+    """Return the parts of the model whose first is ``file``, in their order; else it alone."""
+    match = _SPLIT.fullmatch(file.stem)
+    if match is None:
+        return [file]
+    same = [f for f in files if f.parent == file.parent and stem_of(f) == match["stem"]]
+    return sorted(f for f in same if f.suffix == ".gguf" and _SPLIT.fullmatch(f.stem))
+
+
 def quantization_of(file: PurePath) -> str:
     """Return the quantization that a file's name ends with, in capitals; empty where none does."""
     match = _QUANTIZATION.search(stem_of(file))

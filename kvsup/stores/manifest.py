@@ -24,6 +24,9 @@ MAX_TEXT_BYTES = 1 << 20
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
 
+GGUF_KINDS = ("model", "projector", "adapter", "draft")
+"""Kinds of layers that are GGUF files; all others are texts."""
+
 _PREFIX = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _UNSERVABLE = ("tensor", "json")
@@ -97,20 +100,18 @@ class Manifest:
         yield from dict.fromkeys((*(layer.blob for layer in self.layers), self.config))
 
     @property
-    def weights(self) -> Blob:
-        """Return the GGUF file.
+    def weights(self) -> tuple[Blob, ...]:
+        """Return the GGUF file, of a split model all parts in their order.
 
         Raises:
-            ValueError: there is none, or it is one of several.
+            ValueError: there is none.
         """
         files = self.blobs("model")
-        if len(files) == 1:
-            return files[0]
-        if files:
-            raise ValueError("its weights are in several files, which have no names to split by")
-        if self.blobs(*_UNSERVABLE):
+        if not files and self.blobs(*_UNSERVABLE):
             raise ValueError("it is made of safetensors, which llama-server does not read")
-        raise ValueError("it has no weights")
+        if not files:
+            raise ValueError("it has no weights")
+        return files
 
 
 class _Layer(Struct, omit_defaults=True):

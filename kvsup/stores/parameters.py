@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from kvsup.ollama.options import OPTIONS, OptionTypeError, checked
+from kvsup.ollama.options import NUM_CTX_AUTO, OPTIONS, OptionTypeError, checked
 
 _LEAST = {"num_ctx": 4, "num_batch": 1, "num_gpu": 0, "main_gpu": 0, "num_thread": 1}
 """Below these Ollama decides itself, but for the context, of which it takes as many (envconfig)."""
@@ -22,6 +22,9 @@ def settings_of(parameters: Mapping[str, object]) -> dict[str, object]:
         raise ValueError(f"its parameters are wrong: {error}") from None
     table: dict[str, object] = {}
     options = {name: value for name, value in known.items() if OPTIONS[name].field is not None}
+    if parameters.get(NUM_CTX_AUTO) is True:
+        known.pop("num_ctx", None)
+        table["num_ctx"] = "auto"
     for name, value in known.items():
         key = OPTIONS[name].key
         if key is None or key == "extra_args":
@@ -31,3 +34,16 @@ def settings_of(parameters: Mapping[str, object]) -> dict[str, object]:
         elif name not in _LEAST or (isinstance(value, int) and value >= _LEAST[name]):
             table[key] = value
     return {**table, **({"options": options} if options else {})}
+
+
+def parameters_of(table: Mapping[str, object]) -> dict[str, object]:
+    """Return the parameters that say what the keys of a TOML file do, as far as there are such."""
+    options = table.get("options")
+    found = dict(options) if isinstance(options, Mapping) else {}
+    for name, option in OPTIONS.items():
+        if option.key is not None and option.key != "extra_args" and option.key in table:
+            found[name] = table[option.key]
+    if found.get("num_ctx") == "auto":
+        found["num_ctx"] = None
+        found[NUM_CTX_AUTO] = True
+    return {name: value for name, value in found.items() if value is not None}

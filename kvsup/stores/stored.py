@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from kvsup.stores.references import OLLAMA
 
+TEMPLATE = "store"
+"""Value of the key ``template`` that asks for the store's own in the place of the GGUF's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:

@@ -6,9 +6,9 @@ from pathlib import Path
 import gguf
 import pytest
 
-from kvsup.config import HostConfig
 from kvsup.environment import Environment, read_environment
 from kvsup.errors import ConfigError
+from kvsup.hostconfig import HostConfig
 from kvsup.llama.argv import _OWNED
 from kvsup.runtime.configdir import read_configuration, read_host
 from tests.runtime.folders import ConfigFolder

@@ -14,7 +14,8 @@ import pytest
 
 from kvsup.errors import RequestError
 from kvsup.runtime import images
-from kvsup.runtime.images import Images, is_public
+from kvsup.runtime.images import Images
+from kvsup.runtime.publicnet import is_public
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -40,6 +40,7 @@ CHANGES: dict[str, object] = {
     "reasoning": "off",
     "embedding": "on",
     "main_gpu": 1,
+    "adapters": ("/a.gguf", "/b.gguf"),
     "draft_model": "/other.gguf",
     "draft_kv_cache_type": parse_kv_pair("q8_0:q4_0"),
     "use_mmap": False,

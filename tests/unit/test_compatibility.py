@@ -17,8 +17,8 @@ from kvsup.anthropic.chat import Request as MessagesRequest
 from kvsup.api.app import Store, _routes
 from kvsup.api.bodies import BodyRoom
 from kvsup.api.openapi import document
-from kvsup.config import HostConfig
-from kvsup.ollama import requests
+from kvsup.hostconfig import HostConfig
+from kvsup.ollama import requests, storerequests
 from kvsup.ollama.options import OPTIONS
 from kvsup.openai import requests as openai_requests
 from kvsup.runtime.chronicle import Chronicle
@@ -29,8 +29,10 @@ from kvsup.runtime.making import make_instance
 from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.warming import Store as KVStore
 from kvsup.runtime.weightsums import WeightSums
+from kvsup.runtime.works import Works
 from tests import contract
 from tests.doclinks import Link, links_in, table_rows
+from tests.modelworks import changes_of, works_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "compatibility.md"
@@ -56,8 +58,10 @@ REQUESTS: tuple[Typed, ...] = (
     ("embed", "", requests.EmbedRequest),
     ("embeddings", "", requests.EmbeddingsRequest),
     ("show", "", requests.ShowRequest),
-    ("pull, push, create, delete", "", requests.NamedRequest),
-    ("copy", "", requests.CopyRequest),
+    ("delete", "", storerequests.NamedRequest),
+    ("pull, push", "", storerequests.TransferRequest),
+    ("create", "", storerequests.CreateRequest),
+    ("copy", "", storerequests.CopyRequest),
 )
 ANSWERS: tuple[Typed, ...] = (
     ("chat", "", contract.ChatEnd),
@@ -83,7 +87,12 @@ OTHER_REQUESTS: tuple[Typed, ...] = (
     ("responses", "", openai_requests._Response),
     ("messages", "", MessagesRequest),
 )
-ON_THE_WIRE = {"keep_alive_s": "keep_alive", "debug_render_only": "_debug_render_only"}
+ON_THE_WIRE = {
+    "keep_alive_s": "keep_alive",
+    "debug_render_only": "_debug_render_only",
+    "base": "from",
+    "licenses": "license",
+}
 """Fields that the wire names otherwise than the types do."""
 
 
@@ -136,9 +145,10 @@ def _app_routes() -> list[Route]:
     async def reload() -> None:
         """Change nothing."""
 
+    changes = changes_of(nowhere, nowhere, lambda _name: None)
     store = Store(
-        folder=nowhere,
-        trash=nowhere,
+        changes,
+        works_of(changes, Works()),
         reload=reload,
         refusal=lambda: None,
         kept=KVStore(

@@ -6,8 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvsup.config import HostConfig, ModelConfig, RestartConfig, WatchdogConfig
+from kvsup.config import ModelConfig, RestartConfig, WatchdogConfig
 from kvsup.decode import Source, decode_host, decode_models
+from kvsup.hostconfig import HostConfig
 from kvsup.schema import host_schema, model_schema
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,10 @@ import msgspec
 import pytest
 import tomli
 
-from kvsup.config import SHARED_KEYS, FallbackStep, HostConfig, ModelConfig
+from kvsup.config import FallbackStep, ModelConfig
 from kvsup.decode import Source, decode_host, decode_models
 from kvsup.environment import read_environment
+from kvsup.hostconfig import SHARED_KEYS, HostConfig
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.units import FOREVER_S
 
@@ -319,7 +320,7 @@ def test_decode_of_a_wrong_fallback_names_each_key_with_the_line_of_its_step() -
     assert sorted(problems) == [
         "m.toml:3: fallback.1.num_ctx: expected int >= 4",
         "m.toml:4: fallback.2.mmproj: invalid enum value 'none'; write off",
-        "m.toml:5: fallback.3: is empty; write a key, e.g. num_ctx = 4096",
+        "m.toml:5: fallback.3: is empty; write e.g. num_ctx = 4096",
         "m.toml:6: fallback.4.num_ctxx: unknown key; did you mean num_ctx?",
     ]
 

@@ -11,10 +11,10 @@ import pytest
 import tomli
 
 from kvsup.cli.main import app
-from kvsup.config import SHARED_KEYS
 from kvsup.decode import Source, decode_host, decode_models
 from kvsup.environment import _VARIABLES, IGNORED
 from kvsup.errors import Problem
+from kvsup.hostconfig import SHARED_KEYS
 from kvsup.kvtypes import STOCK_TYPES, KVType
 from kvsup.lifecycle import TRANSITIONS, State
 from kvsup.runtime.paths import HOST_FILE

@@ -97,7 +97,7 @@ def test_layers_become_keys() -> None:
         "model": "/store/blobs/model",
         "mmproj": "/store/blobs/projector",
         "draft_model": "/store/blobs/draft",
-        "extra_args": ["--lora", "/store/blobs/adapter"],
+        "adapters": ["/store/blobs/adapter"],
         "system": 'Say "hi"\nonce.\t\x07',
     }
     told = [note.partition(": m ")[2].partition(":")[0] for note in notes]

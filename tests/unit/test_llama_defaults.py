@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kvsup.errors import RequestError
-from kvsup.llama.defaults import sampling_members, with_members, with_system
+from kvsup.llama.defaults import sampling_members, with_members, with_prelude
 
 CHAT = "/v1/chat/completions"
 FIELDS = {"n_predict": 5, "temperature": 0.5, "stop": ["x"]}
@@ -76,8 +76,8 @@ def test_own_bytes_of_a_body_are_kept() -> None:
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/input_tokens"])
 def test_system_text_is_a_default_where_it_is_a_member(path: str) -> None:
     """A request's own wins."""
-    without = with_system(path, b'{"x":1}', "S")
-    own = with_system(path, b'{"instructions":"mine"}', "S")
+    without = with_prelude(path, b'{"x":1}', "S")
+    own = with_prelude(path, b'{"instructions":"mine"}', "S")
 
     assert json.loads(without) == {"instructions": "S", "x": 1}
     assert json.loads(own) == {"instructions": "mine"}
@@ -87,7 +87,7 @@ def test_system_text_of_a_chat_stands_before_its_messages() -> None:
     """The messages themselves are the same bytes."""
     turn = b'{"content":"\\u00e9",  "role":"user"}'
 
-    body = with_system(CHAT, b'{"messages":[' + turn + b"]}", "S")
+    body = with_prelude(CHAT, b'{"messages":[' + turn + b"]}", "S")
 
     assert json.loads(body)["messages"] == [
         {"role": "system", "content": "S"},
@@ -101,13 +101,13 @@ def test_chat_with_a_system_text_of_its_own_is_the_same_bytes(role: str) -> None
     """Also in OpenAI's newer word for it."""
     body = json.dumps({"messages": [{"role": role, "content": "mine"}]}).encode()
 
-    assert with_system(CHAT, body, "S") is body
+    assert with_prelude(CHAT, body, "S") is body
 
 
 @pytest.mark.parametrize("body", [b'{"messages":[]}', b"{}"])
 def test_chat_without_messages_is_the_same_bytes(body: bytes) -> None:
     """What is wrong with it is told by others."""
-    assert with_system(CHAT, body, "S") is body
+    assert with_prelude(CHAT, body, "S") is body
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/embeddings", "/infill"])
@@ -115,7 +115,7 @@ def test_path_without_a_place_for_a_system_text_is_the_same_bytes(path: str) -> 
     """A raw prompt is the client's."""
     body = b'{"prompt":"x"}'
 
-    assert with_system(path, body, "S") is body
+    assert with_prelude(path, body, "S") is body
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_path_without_a_place_for_a_system_text_is_the_same_bytes(path: str) -> 
 def test_messages_of_a_wrong_type_are_a_client_error(messages: bytes) -> None:
     """No other exception leaves, however deep the JSON is."""
     with pytest.raises(RequestError, match="invalid request"):
-        with_system(CHAT, b'{"messages":' + messages + b"}", "S")
+        with_prelude(CHAT, b'{"messages":' + messages + b"}", "S")

@@ -12,7 +12,7 @@ from starlette.routing import Match, Route
 
 from kvsup.api.app import Store, create_app
 from kvsup.api.openapi import document
-from kvsup.config import HostConfig
+from kvsup.hostconfig import HostConfig
 from kvsup.ollama import requests
 from kvsup.ollama.options import OPTIONS
 from kvsup.runtime.chronicle import Chronicle
@@ -23,6 +23,8 @@ from kvsup.runtime.making import make_instance
 from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.warming import Store as KVStore
 from kvsup.runtime.weightsums import WeightSums
+from kvsup.runtime.works import Works
+from tests.modelworks import changes_of, works_of
 
 DOCUMENT: dict[str, Any] = document("1.2.3")
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -37,9 +39,10 @@ def _routes() -> list[Route]:
     """Return the routes of a kvsup without models, from below the layers around them."""
     host, nowhere = HostConfig(), Path("nowhere")
     fleet = Fleet([], host, make=make_instance, emit=lambda _event: None)
+    changes = changes_of(nowhere, nowhere, lambda _name: None)
     store = Store(
-        folder=nowhere,
-        trash=nowhere,
+        changes,
+        works_of(changes, Works()),
         reload=_reload,
         refusal=lambda: None,
         kept=KVStore(

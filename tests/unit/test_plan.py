@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from kvsup.config import FallbackStep, ModelConfig
+from kvsup.config import FallbackStep, MessageConfig, ModelConfig
 from kvsup.gguf import Metadata, Value
 from kvsup.kvtypes import parse_kv_pair
 from kvsup.llama.argv import NOT_ARGUMENTS, build_argv
@@ -101,6 +101,7 @@ OTHER: dict[str, object] = {
     "aliases": ("b",),
     "keep_alive_s": 1.0,
     "system": "Be short.",
+    "messages": (MessageConfig(role="user", content="Hi"),),
     "options": {"seed": 1},
     "llama_server": "/other",
     "preload": True,

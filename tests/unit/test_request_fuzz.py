@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvsup.errors import RequestError
-from kvsup.ollama import embeddings, requests, to_llama
+from kvsup.ollama import embeddings, requests, storerequests, to_llama
 from kvsup.ollama.options import load_time_options
 from kvsup.ollama.requests import ChatRequest, EmbedRequest, GenerateRequest
 
@@ -22,14 +22,17 @@ DECODERS: tuple[Decode, ...] = (
     requests.decode_embed,
     requests.decode_embeddings,
     requests.decode_show,
-    requests.decode_named,
-    requests.decode_copy,
+    storerequests.decode_named,
+    storerequests.decode_copy,
+    storerequests.decode_transfer,
+    storerequests.decode_create,
 )
 WORDS = (
     "model", "name", "messages", "tools", "stream", "format", "options", "keep_alive", "think",
     "truncate", "shift", "logprobs", "top_logprobs", "prompt", "suffix", "system", "template",
     "context", "raw", "images", "input", "dimensions", "verbose", "role", "content", "thinking",
     "tool_calls", "tool_name", "tool_call_id", "function", "arguments", "index", "id", "seed",
+    "insecure", "from", "files", "adapters", "license", "parameters", "quantize", "quantization",
     "temperature", "stop", "num_predict", "num_ctx", "kv_cache_type", "keep_alive_s",
 )  # fmt: skip
 
@@ -69,6 +72,11 @@ VALID: Mapping[str, object] = {
     "verbose": True,
     "source": "m",
     "destination": "n",
+    "insecure": True,
+    "from": "base",
+    "files": {"m.gguf": "sha256:" + "0a" * 32},
+    "license": ["MIT"],
+    "parameters": {"temperature": 0.5, "stop": ["x"]},
 }
 """One body that each decoder takes, since unknown keys are nothing to it."""
 

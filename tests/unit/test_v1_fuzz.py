@@ -18,7 +18,7 @@ from kvsup.anthropic import requests as anthropic
 from kvsup.api.errors import shape_for
 from kvsup.api.wishes import KEEP_ALIVE, KV_CACHE_TYPE, OPTIONS, read_wishes
 from kvsup.errors import KvsupError
-from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_system
+from kvsup.llama.defaults import sampling_members, with_defaults, with_members, with_prelude
 from kvsup.llama.steering import steer
 from kvsup.ollama.options import given_fields
 from kvsup.openai import requests as openai
@@ -261,7 +261,7 @@ def test_system_text_is_added_only_where_there_is_none(
     body = _dumped({**own, "messages": messages})
 
     with suppress(KvsupError):
-        before, after = _parsed(body), _parsed(with_system(path, body, SYSTEM))
+        before, after = _parsed(body), _parsed(with_prelude(path, body, SYSTEM))
 
         changed = {name for name in after if after[name] != before.get(name)}
         assert changed <= {"messages", "instructions", "system"}
@@ -331,7 +331,7 @@ def _sent(path: str, body: bytes) -> bytes:
     members = sampling_members(path, fields)
     assert not members or len(members) == len(fields)
     body = with_defaults(with_members(body, first={}, last=prepared.forced), members)
-    body = with_system(path, body, SYSTEM)
+    body = with_prelude(path, body, SYSTEM)
     steered = steer(path, body)
     return body if steered is None else steered.body
 

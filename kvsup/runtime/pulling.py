@@ -1,0 +1,137 @@
+"""Pull a model: its manifest, then its files, each whole before the model is there.
+
+The lines are those of Ollama (server/images.go ``PullModel``, v0.17.4).
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from anyio import to_thread
+
+from kvsup.errors import CapacityError, KvsupError
+from kvsup.gguf import GGUFError, read_metadata_of
+from kvsup.runtime.bringing import link_in
+from kvsup.runtime.fetching import FetchError, Files, fetch
+from kvsup.runtime.ollamastore import OllamaStore, check_config
+from kvsup.runtime.ownstore import OwnStore
+from kvsup.runtime.works import Work
+from kvsup.stores.manifest import (
+    GGUF_KINDS,
+    MAX_TEXT_BYTES,
+    Blob,
+    Manifest,
+    decode_config,
+    decode_manifest,
+    decode_messages,
+    decode_params,
+)
+from kvsup.units import format_bytes
+
+_SPARE_BYTES = 64 << 20
+"""Of the disk are left free."""
+
+
+class Source(Files, Protocol):
+    """One model somewhere else."""
+
+    async def manifest(self) -> bytes:
+        """Return its manifest; raises ``KvsupError``."""
+
+
+async def pull(
+    source: Source, shown: str, store: OwnStore, readable: Sequence[OllamaStore], work: Work
+) -> bytes:
+    """Have every file of a model in the store, and return its manifest.
+
+    Args:
+        source: where it is.
+        shown: what it is called.
+        store: where it goes; whoever calls holds ``filling``.
+        readable: other stores on this machine, whose files need not come a second time.
+        work: is told of it.
+
+    Raises:
+        CapacityError: the disk has no room for it.
+        KvsupError: it cannot be had, or cannot be served.
+    """
+    work.say("pulling manifest")
+    try:
+        data = await source.manifest()
+        manifest = decode_manifest(data)
+        _check_sizes(manifest)
+    except (KvsupError, ValueError) as error:
+        raise FetchError(f"pull model manifest: {error}") from error
+    wanted = [blob for blob in manifest.files() if not store.has(blob)]
+    _check_room(wanted, store)
+    if manifest.config in wanted:  # whether llama-server can serve it is told before anything large
+        await fetch(source, manifest.config, store, lambda _n_bytes: None)
+    _check_text(manifest.config, "config", shown, store)
+    for blob in manifest.files():
+        await _have(source, blob, store, readable, work)
+    work.say("verifying sha256 digest")
+    for layer in manifest.layers:
+        if layer.kind in GGUF_KINDS:
+            await _check_gguf(store.blob_path(layer.blob), layer.kind, shown)
+        else:
+            _check_text(layer.blob, layer.kind, shown, store)
+    return data
+
+
+async def _have(
+    source: Source, blob: Blob, store: OwnStore, readable: Sequence[OllamaStore], work: Work
+) -> None:
+    told = work.progress(f"pulling {blob.digest[:12]}", blob.oci_digest, blob.size_bytes)
+    if not store.has(blob):
+        for other in readable:
+            if other.has(blob):
+                await link_in(store, other.blob_path(blob), blob, told)
+                break
+        else:
+            await fetch(source, blob, store, told)
+    told(blob.size_bytes)
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Raise ValueError where a file is larger than what it is can be."""
+    large = {layer.blob for layer in manifest.layers if layer.kind in GGUF_KINDS}
+    for blob in manifest.files():
+        if blob not in large and blob.size_bytes > MAX_TEXT_BYTES:
+            raise ValueError(
+                f"{blob.oci_digest} has {blob.size_bytes} bytes, and what it is"
+                f" {MAX_TEXT_BYTES} at most"
+            )
+    _ = manifest.weights
+
+
+def _check_room(wanted: Sequence[Blob], store: OwnStore) -> None:
+    needed_bytes = sum(blob.size_bytes for blob in wanted)
+    free_bytes = shutil.disk_usage(store.root).free
+    there_bytes = sum(store.partial_bytes(blob) for blob in wanted)
+    if needed_bytes - there_bytes + _SPARE_BYTES > free_bytes:
+        raise CapacityError(
+            f"{format_bytes(needed_bytes)} do not fit: {format_bytes(free_bytes)} are free at"
+            f" {store.root}; make room, or name another disk in models_dir"
+        )
+
+
+def _check_text(blob: Blob, kind: str, shown: str, store: OwnStore) -> None:
+    """Raise KvsupError where a small layer is not what it is to be, or cannot be served."""
+    try:
+        data = store.read(blob, shown)
+        if kind == "config":
+            check_config(decode_config(data), shown)
+        elif kind == "params":
+            decode_params(data)
+        elif kind == "messages":
+            decode_messages(data)
+    except ValueError as error:
+        raise FetchError(f"{shown} cannot be served: {error}") from error
+
+
+async def _check_gguf(path: Path, kind: str, shown: str) -> None:
+    try:
+        await to_thread.run_sync(read_metadata_of, path)
+    except (GGUFError, OSError) as error:
+        raise FetchError(f"{shown} cannot be served: its {kind} is no GGUF: {error}") from error
