@@ -69,6 +69,7 @@ install_node_clients() {
     fail "the Node clients could not be installed, see above; check the package registry"
 }
 [[ $purpose != dev ]] || install_node_clients
+[[ $purpose != dev ]] || scripts/fetch_registry.sh >/dev/null
 
 export PYTHON=$PWD/.venv/bin/python
 models=(--demo-model)

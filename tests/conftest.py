@@ -1,11 +1,13 @@
 """Fixtures that everything shares: the real binaries and the real model. Missing is a failure."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from kvsup.runtime.paths import cache_dir
+from tests.registries import DockerRegistry
 from tests.running import RunningKvsup
 from tests.tiny import TinyModels
 
@@ -18,6 +20,19 @@ BUILDS = ("b11434-cpu", OLDER)
 """Every test on a real llama-server that asks for ``any_build`` runs on both."""
 
 StartKvsup = Callable[..., RunningKvsup]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_data(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep tests out of the models of whoever runs them."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[DockerRegistry]:
+    """Return a real registry on this machine, empty."""
+    with DockerRegistry(tmp_path / "registry") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -39,15 +39,19 @@ class RunningKvsup:
         self.state.mkdir()
         for name, text in models.items():
             self.write(name, text)
+        self.store = folder / "models"
+        own = "" if "registries" in host else "registries = []\n"
         (self.configs / "kvsup.toml").write_text(
             f'port = 0\nllama_server = "{llama_server}"\nstate_dir = "{self.state}"\n'
-            + textwrap.dedent(host)
+            f'models_dir = "{self.store}"\n{own}' + textwrap.dedent(host)
         )
         self._environment = {**os.environ, **(environment or {})}
         self.start()
 
     def start(self) -> None:
         """Start the process and wait until it listens."""
+        address = address_file(self.state)
+        address.unlink(missing_ok=True)  # one that was killed has left its own
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "kvsup", "run", str(self.configs)],
@@ -55,7 +59,6 @@ class RunningKvsup:
                 stderr=log,
                 env=self._environment,
             )
-        address = address_file(self.state)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not (address.exists() and address.read_text()):
             assert self.process.poll() is None, self.log()

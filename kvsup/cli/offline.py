@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 
 from kvsup.cli.arguments import configuration_of, find_plan
+from kvsup.errors import KvsupError
 from kvsup.runtime.binaries import default_binary
 from kvsup.runtime.bringing import copy_in
 from kvsup.runtime.changes import Changes
@@ -52,10 +53,16 @@ def follow(
     """Do one work, and show its lines."""
 
     async def run() -> None:
+        failed: KvsupError | None = None
         async with _Offline(config).working() as works:
-            with join(works) as work:
-                async for line in work.lines():
-                    show(line)
+            try:
+                with join(works) as work:
+                    async for line in work.lines():
+                        show(line)
+            except KvsupError as error:  # a group of tasks would wrap it
+                failed = error
+        if failed is not None:
+            raise failed
 
     anyio.run(run)
 
