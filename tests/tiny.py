@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvsup.gguf import read_metadata_of
 from scripts.make_tiny_gguf import (
     AFTER_TOOLS,
     END,
     TINY_TEXT,
     WITHOUT_THOUGHT,
     chat_template,
+    make_adapter,
     make_audio,
     make_embedding,
     make_rerank,
@@ -127,6 +129,11 @@ class TinyModels:
     def audio(self) -> Multimodal:
         """Return a model that takes sound, 25 tokens for 30 s or less."""
         return self._multimodal("audio", make_audio)
+
+    def adapter(self) -> Path:
+        """Return a LoRA for ``plain``, with which that says the same."""
+        width = read_metadata_of(self.plain()).integer("llama.embedding_length") or 0
+        return self._written("adapter", lambda path: make_adapter(path, width=width))
 
     def _calling(self, name: str, calls: Sequence[str]) -> Path:
         return self.scripted(

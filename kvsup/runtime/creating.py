@@ -16,6 +16,8 @@ from anyio import to_thread
 from kvsup.errors import KvsupError, RequestError
 from kvsup.gguf import GGUFError, Metadata, read_metadata_of
 from kvsup.ggufnames import parameter_size
+from kvsup.ollama.gotemplate import TemplateError
+from kvsup.ollama.prompt import PromptTemplate
 from kvsup.ollama.storerequests import CreateRequest
 from kvsup.runtime.bringing import copy_in, digest_of, link_in
 from kvsup.runtime.ollamastore import OllamaStore, shown_name
@@ -86,8 +88,8 @@ class Creator:
 
     async def create(
         self, request: CreateRequest, base: Files | StoreModel | None
-    ) -> tuple[bytes, dict[str, Any]]:
-        """Write every file of a model, and return its manifest and its parameters.
+    ) -> tuple[bytes, dict[str, Any], str]:
+        """Write every file of a model, and return its manifest, its parameters and its template.
 
         Args:
             request: what it is to be.
@@ -97,7 +99,12 @@ class Creator:
             RequestError: the request is wrong.
             KvsupError: something cannot be read, written or run.
         """
+        if not _is_jinja(request.template):
+            _check_template(request.template)
         parts = await self._base(base) if base is not None else await self._uploaded(request.files)
+        if _is_jinja(request.template):
+            await self._check_jinja(parts, request.template)
+            request = msgspec.structs.replace(request, template="")
         for path, text in request.adapters.items():
             parts.layers += await self._gguf_layers({path: text}, only="adapter")
         for path, text in request.draft_files.items():
@@ -109,7 +116,7 @@ class Creator:
             self._work.say(f"using existing layer {layer.blob.oci_digest}")
         self._add_texts(parts, request)
         config = self._store.put(msgspec.json.encode(parts.config))
-        return encode_manifest(config, parts.layers), parts.parameters
+        return encode_manifest(config, parts.layers), parts.parameters, request.template
 
     async def _base(self, base: Files | StoreModel) -> Parts:
         if isinstance(base, StoreModel):
@@ -192,6 +199,16 @@ class Creator:
         except (GGUFError, OSError) as error:
             raise RequestError(f"supplied file was not in GGUF format: {error}") from error
 
+    async def _check_jinja(self, parts: Parts, template: str) -> None:
+        """Raise RequestError for a Jinja template that is another than the GGUF's own."""
+        models = [layer.blob for layer in parts.layers if layer.kind == "model"]
+        own = [(await self._metadata(blob)).text("tokenizer.chat_template") for blob in models[:1]]
+        if [template.strip()] != [text.strip() for text in own if text]:
+            raise RequestError(
+                "TEMPLATE is Jinja, and a Modelfile has Go text; leave it out, and name a file with"
+                " it in template of the TOML file"
+            )
+
     async def _quantize(self, parts: Parts, wanted: str) -> None:
         file_type = checked_type(wanted)
         models = [layer for layer in parts.layers if layer.kind == "model"]
@@ -263,6 +280,17 @@ class Creator:
         blob = self._store.put(data)
         self._work.say(f"creating new layer {blob.oci_digest}")
         return blob
+
+
+def _is_jinja(template: str) -> bool:
+    return "{%" in template
+
+
+def _check_template(template: str) -> None:
+    try:
+        PromptTemplate.parse(template)
+    except TemplateError as error:
+        raise RequestError(f"template error: {error}") from error
 
 
 def _blob_at(path: Path) -> Blob:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kvsup.errors import RequestError
-from kvsup.ollama.gotemplate import TemplateError
 from kvsup.ollama.names import quoted
-from kvsup.ollama.prompt import PromptTemplate
 from kvsup.ollama.storerequests import CreateRequest
 from kvsup.runtime.catalogue import settings_of_file
 from kvsup.runtime.changes import Changes, own_name
@@ -102,10 +100,6 @@ class ModelWorks:
 
     def create(self, request: CreateRequest) -> AbstractContextManager[Work]:
         """Make a model; raises ``RequestError`` where its name is none."""
-        try:
-            PromptTemplate.parse(request.template)
-        except TemplateError as error:
-            raise RequestError(f"template error: {error}") from error
         job = partial(self._create, own_name(request.model), request)
         return self._works.joined(object(), job)
 
@@ -156,14 +150,16 @@ class ModelWorks:
         async with filling(self.store):
             base = await self._base(request.base, work) if request.base else None
             creator = Creator(self.store, work, llama_server=self._llama_server())
-            manifest, parameters = await creator.create(request, base.parts if base else None)
+            manifest, parameters, template = await creator.create(
+                request, base.parts if base else None
+            )
             values = {**(base.values if base else {}), **settings_of(parameters)}
             values |= {"system": request.system} if request.system else {}
             if request.messages:
                 values["messages"] = msgspec.to_builtins(request.messages)
-            if request.template and jinja_of(request.template) is not None:
+            if template and jinja_of(template) is not None:
                 values["template"] = TEMPLATE
-            elif request.template:
+            elif template:
                 work.say("template not converted: the GGUF's own serves here, if it has one")
             work.say("writing manifest")
             comment = f"Created from {request.base or 'files'}; keys here come before the store's."

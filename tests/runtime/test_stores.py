@@ -53,7 +53,7 @@ def test_file_stands_over_what_the_store_says_and_that_over_the_host(
     folder: ConfigFolder, store: OllamaLayout, tiny: TinyModels
 ) -> None:
     """Variants inherit; options are merged one by one; arguments that are needed stay."""
-    adapter = store.file("adapter", tiny.thinking())
+    adapter = store.file("adapter", tiny.adapter())
     store.add(
         "x:1b",
         store.file("model", tiny.plain()),
@@ -80,11 +80,8 @@ def test_file_stands_over_what_the_store_says_and_that_over_the_host(
     assert (plain.model.system, variant.model.system) == ("Be brief.", "Be long.")
     assert plain.model.num_parallel == 2
     assert plain.model.options == {"top_k": 5, "temperature": 0.5}
-    assert plain.model.extra_args == (
-        "--lora",
-        str(store.blob(adapter)),
-        "--lora-init-without-apply",
-    )
+    assert plain.model.adapters == (str(store.blob(adapter)),)
+    assert plain.model.extra_args == ("--lora-init-without-apply",)
 
 
 def test_reference_of_a_repository_takes_the_file_and_its_projector(
