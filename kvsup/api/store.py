@@ -43,19 +43,22 @@ class StoreHandlers:
         request = decode_create(exchange.body)
         await _told(exchange, self._works.create(request), is_stream=request.stream)
 
-    async def has_blob(self, exchange: Exchange) -> None:
-        """Answer ``HEAD /api/blobs/DIGEST``."""
-        digest = _digest(exchange)
-        await exchange.answer_empty(status=200 if self._works.store.has_digest(digest) else 404)
-
-    async def take_blob(self, exchange: Exchange, body: Body) -> None:
-        """Answer ``POST /api/blobs/DIGEST``: keep a file for ``/api/create``."""
-        digest = _digest(exchange)
-        if self._works.store.has_digest(digest):
+    async def blob(self, exchange: Exchange, body: Body) -> None:
+        """Answer ``/api/blobs/DIGEST``: say whether a file is here, or keep it for a creation."""
+        digest = digest_in(exchange.request.path_params["digest"].lower())
+        if digest is None:
+            raise RequestError("invalid digest format")
+        is_here = self._works.store.has_digest(digest)
+        if exchange.request.method == "HEAD":
+            await exchange.answer_empty(status=200 if is_here else 404)
+        elif is_here:
             while await body.next():  # no client hears an answer before it has said all
                 pass
             await exchange.answer_empty()
-            return
+        else:
+            await self._take(exchange, body, digest)
+
+    async def _take(self, exchange: Exchange, body: Body, digest: str) -> None:
         length = exchange.request.headers.get("content-length", "")
         size_bytes = int(length) if length.isdecimal() else None
         try:
@@ -66,13 +69,6 @@ class StoreHandlers:
         except ConnectionError:
             return
         await exchange.answer_empty(status=201)
-
-
-def _digest(exchange: Exchange) -> str:
-    digest = digest_in(exchange.request.path_params["digest"].lower())
-    if digest is None:
-        raise RequestError("invalid digest format")
-    return digest
 
 
 async def _told(

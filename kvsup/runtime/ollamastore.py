@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvsup.ollama.modelfiles import ROLES
 from kvsup.ollama.names import display_name, quoted, valid_name
 from kvsup.runtime.splitlinks import linked
 from kvsup.runtime.storefiles import files_in, folders_in, inside, read_small
@@ -159,7 +160,9 @@ class OllamaStore:
             table["system"] = facts.system
         for blob in facts.manifest.blobs("messages"):
             turns = decode_messages(self.read(blob, shown))
-            table["messages"] = [{"role": t.role, "content": t.content} for t in turns]
+            table["messages"] = [
+                {"role": turn.role, "content": turn.content} for turn in turns if turn.role in ROLES
+            ]
         if adapters := facts.manifest.blobs("adapter"):
             table["adapters"] = [str(self._path(blob, shown)) for blob in adapters]
         return table

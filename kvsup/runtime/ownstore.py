@@ -150,7 +150,7 @@ class OwnStore(OllamaStore):
         after a week.
         """
         now_s, freed_bytes = time.time() if now_s is None else now_s, 0
-        if not self.is_there():
+        if not self.incoming.is_dir():
             return 0
         with suppress(BlockingIOError, OSError), self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
             named = self._named()

@@ -120,7 +120,7 @@ class Stores:
     def _look_up(self, reference: OllamaName | HubName) -> Stored:
         if isinstance(reference, HubName):
             return self._hub.stored(reference)
-        stores = self._all(self._ollama)
+        stores = [s for s in self._all(self._ollama) if s is not self._own or s.is_there()]
         for store in stores:
             if (name := store.find(reference)) is not None:
                 return store.stored(name)

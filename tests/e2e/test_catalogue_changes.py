@@ -241,15 +241,3 @@ def test_pull_of_a_present_model_succeeds_at_once(client: ollama.Client) -> None
 
     assert whole.status == "success"
     assert statuses == ["pulling manifest", "success"]
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_pull_of_an_absent_model_says_what_to_do_instead(
-    kvsup: RunningKvsup, *, stream: bool
-) -> None:
-    """Not a stream that ends in an error."""
-    answer = kvsup.client.post("/api/pull", json={"model": "gone", "stream": stream})
-
-    status, text = _error(answer)
-    assert status == 501
-    assert "GGUF" in text

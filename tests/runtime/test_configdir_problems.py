@@ -237,11 +237,9 @@ def test_binary_that_is_missing_is_refused_for_the_model_that_names_it(
     assert f"{folder.path.absolute()}/gone" in problems[0]
 
 
-def test_empty_folder_is_told_what_to_write(folder: ConfigFolder) -> None:
-    """A folder with only the host's settings serves nothing."""
-    assert folder.problems() == [
-        'configs: holds no model; write one TOML file a model, e.g. model = "model.gguf"'
-    ]
+def test_empty_folder_is_right(folder: ConfigFolder) -> None:
+    """A model can be pulled into a kvsup that serves none yet."""
+    assert folder.read().plans == ()
 
 
 def test_missing_folder_is_told_by_its_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kvsup.errors import RequestError
-from kvsup.runtime import images
+from kvsup.runtime import publicnet
 from kvsup.runtime.images import Images
 from kvsup.runtime.publicnet import is_public
 
@@ -97,7 +97,7 @@ def internet() -> Iterator[Internet]:
 @pytest.fixture
 def loopback_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the loopback, and it alone, for the Internet."""
-    monkeypatch.setattr(images, "is_public", lambda a: a.is_loopback or is_public(a))
+    monkeypatch.setattr(publicnet, "is_public", lambda a: a.is_loopback or is_public(a))
 
 
 @pytest.mark.usefixtures("loopback_is_public")

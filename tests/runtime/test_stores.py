@@ -131,11 +131,11 @@ def test_reference_to_nothing_says_where_was_looked_and_what_is_there(
     places = f"{store.root} and {store.root.parents[2]}/nothing; there is x:1b"
     grammar = "write ollama:NAME or ollama:NAME:TAG as `ollama list` has it"
     assert problems == [
-        f"configs/a.toml:1: model: no y:latest in {places}: ollama pull y:latest, {SET}",
+        f"configs/a.toml:1: model: no y:latest in {places}: kvsup pull y:latest, {SET}",
         f"configs/b.toml:1: model: no org/none in {hub.root}; there is org/repo",
         f"configs/c.toml:1: model: {hub.root}/models--org--repo: no Q4_0 of it is there, only Q8_0",
         f'configs/d.toml:1: model: "../../x" is no model of Ollama; {grammar}',
-        f"configs/e.toml:2: draft_model: no x:2b in {places}: ollama pull x:2b, {SET}",
+        f"configs/e.toml:2: draft_model: no x:2b in {places}: kvsup pull x:2b, {SET}",
     ]
 
 
@@ -273,13 +273,18 @@ def test_file_of_ollamas_own_engine_is_told_of(
     folder: ConfigFolder, store: OllamaLayout, tiny: TinyModels
 ) -> None:
     """What may be the cause is kept for when the load fails."""
-    store.add("x", store.file("model", tiny.plain()), store.text("messages", '[{"role":"user"}]'))
+    store.add(
+        "x",
+        store.file("model", tiny.plain()),
+        store.text("messages", '[{"role":"user","content":"Hi"},{"role":"tool"}]'),
+    )
 
     (plan,) = folder.read(host=ALL).plans
 
     assert plan.file.suspicion.startswith("Ollama rewrites some of the llama files")
     assert "hf:ORG/REPO" in plan.file.suspicion
-    assert plan.notes[0].startswith("the messages that Ollama puts before")
+    assert [(one.role, one.content) for one in plan.model.messages] == [("user", "Hi")]
+    assert plan.notes == ()
 
 
 def test_header_is_read_once_while_the_file_stays_the_same(
