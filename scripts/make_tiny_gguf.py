@@ -93,6 +93,7 @@ def make_scripted(
     n_ctx_train: int = 4096,
     fim: bool = False,
     head_dims: int = _HEAD_DIMS,
+    part_tensors: int = 0,
 ) -> int:
     """Write a ``llama`` model whose next token depends on the last one only; return its width.
 
@@ -105,7 +106,8 @@ def make_scripted(
     may; where it leaves several words open, temperature 0 takes the first by the alphabet. Any
     other text is one token a byte (a space too).
 
-    The width (``llama.embedding_length``) is what a projector for this model must have.
+    The width (``llama.embedding_length``) is what a projector for this model must have. With
+    ``part_tensors`` it is split into parts of so many tensors, ``STEM-00001-of-0000N.gguf``.
 
     Raises:
         ValueError: A piece occurs twice, or is a token that the vocabulary has anyway.
@@ -116,7 +118,7 @@ def make_scripted(
     embedding, output = _transitions(ids, script, after, eos)
     width = embedding.shape[1]
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=part_tensors)
     writer.add_name(path.stem)
     _add_shape(writer, n_ctx=n_ctx_train, width=width, n_feed_forward=_N_FEED_FORWARD)
     writer.add_key_length(head_dims)

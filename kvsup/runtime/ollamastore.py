@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvsup.ollama.modelfiles import ROLES
 from kvsup.ollama.names import display_name, quoted, valid_name
-from kvsup.runtime.splitlinks import linked
 from kvsup.runtime.storefiles import files_in, folders_in, inside, read_small
 from kvsup.stores.manifest import (
     MAX_MANIFEST_BYTES,
@@ -149,7 +148,15 @@ class OllamaStore:
 
     def _weights(self, manifest: Manifest, shown: str) -> Path:
         files = [self._path(blob, shown) for blob in manifest.weights]
-        return files[0] if len(files) == 1 else linked(files)
+        return files[0] if len(files) == 1 else self.joined(files)
+
+    def joined(self, parts: Sequence[Path]) -> Path:
+        """Return the first part of a split model under a name by which the others are found.
+
+        Raises:
+            ValueError: it cannot be made.
+        """
+        raise ValueError(f"its weights are in {len(parts)} files, which have no names to split by")
 
     def _table(self, facts: Facts, shown: str) -> dict[str, object]:
         table = settings_of(facts.parameters)

@@ -9,18 +9,20 @@ manifest is there, and what would delete needs that lock alone, or leaves it for
 """
 
 import fcntl
+import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from kvsup.errors import KvsupError
 from kvsup.runtime.ollamastore import OllamaStore
-from kvsup.runtime.storefiles import files_in
+from kvsup.runtime.storefiles import files_in, folders_in
 from kvsup.stores.manifest import Blob, blob_of, decode_manifest
 from kvsup.stores.references import OllamaName
 
@@ -43,6 +45,10 @@ class OwnStore(OllamaStore):
     def incoming(self) -> Path:
         """Return the folder of what is on its way, on the same disk; ``make`` makes it."""
         return self.root / _OWN / "incoming"
+
+    @property
+    def _parts(self) -> Path:
+        return self.root / _OWN / "parts"
 
     def make(self) -> None:
         """Make the folders.
@@ -143,6 +149,23 @@ class OwnStore(OllamaStore):
                 if named is not None and blob.digest not in named:
                     self.blob_path(blob).unlink(missing_ok=True)
 
+    def joined(self, parts: Sequence[Path]) -> Path:
+        """Return the first of some links to the parts of a split model, as declared.
+
+        llama-server finds the parts by their names (llama_split_path of llama.h, b11434).
+        """
+        digests = "\0".join(path.name for path in parts)
+        folder = self._parts / hashlib.sha256(digests.encode()).hexdigest()[:32]
+        links = [folder / f"model-{n:05}-of-{len(parts):05}.gguf" for n in range(1, len(parts) + 1)]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for link, file in zip(links, parts, strict=True):
+                with suppress(FileExistsError):
+                    link.symlink_to(os.path.relpath(file, folder))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be made: {error.strerror}") from None
+        return links[0]
+
     def collect(self, now_s: float | None = None) -> int:
         """Delete what nobody needs any more, unless somebody fills the store; return its bytes.
 
@@ -160,6 +183,9 @@ class OwnStore(OllamaStore):
                     freed_bytes += _removed(path, now_s - SPARED_S)
             for path in files_in(self.incoming):
                 freed_bytes += _removed(path, now_s - RESUMED_S)
+            for folder in folders_in(self._parts):
+                if not all(link.exists() for link in files_in(folder)):
+                    shutil.rmtree(folder)
         return freed_bytes
 
     def _named(self) -> set[str] | None:
