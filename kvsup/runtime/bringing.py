@@ -61,7 +61,6 @@ async def _bring(
     put: Callable[[Path, Path, Told], None],
     told: Told,
 ) -> Blob:
-    store.make()
     beside = store.incoming / f"file-{os.urandom(8).hex()}"
 
     def bring() -> Blob:
@@ -69,6 +68,7 @@ async def _bring(
             from_thread.check_cancelled()
             from_thread.run_sync(told, n_bytes)
 
+        held = store.hold()
         try:
             put(source, beside, checked)
             digest = digest_of(beside, lambda _n_bytes: from_thread.check_cancelled())
@@ -80,6 +80,7 @@ async def _bring(
             raise KvsupError(f"{source} cannot be brought into {store.root}: {error}") from error
         finally:
             beside.unlink(missing_ok=True)
+            held.close()
         return blob
 
     return await to_thread.run_sync(bring)

@@ -10,6 +10,7 @@ manifest is there, and what would delete needs that lock alone, or leaves it for
 
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -169,8 +170,8 @@ class OwnStore(OllamaStore):
     def collect(self, now_s: float | None = None) -> int:
         """Delete what nobody needs any more, unless somebody fills the store; return its bytes.
 
-        That are files that no manifest names, after an hour, and downloads that were interrupted,
-        after a week.
+        That are files that no manifest names, after an hour, downloads that were interrupted, after
+        a week, and other files whose writer was killed.
         """
         now_s, freed_bytes = time.time() if now_s is None else now_s, 0
         if not self.incoming.is_dir():
@@ -182,7 +183,8 @@ class OwnStore(OllamaStore):
                 if match and named is not None and match[1] not in named:
                     freed_bytes += _removed(path, now_s - SPARED_S)
             for path in files_in(self.incoming):
-                freed_bytes += _removed(path, now_s - RESUMED_S)
+                is_resumed = path.name.startswith("sha256-")
+                freed_bytes += _removed(path, now_s - RESUMED_S if is_resumed else math.inf)
             for folder in folders_in(self._parts):
                 if not all(link.exists() for link in files_in(folder)):
                     shutil.rmtree(folder)

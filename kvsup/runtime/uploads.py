@@ -12,6 +12,7 @@ from anyio import to_thread
 
 from kvsup.errors import CapacityError, KvsupError, RequestError
 from kvsup.ollama.names import quoted
+from kvsup.runtime.filling import filling
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.stores.manifest import Blob
 from kvsup.units import format_bytes
@@ -28,21 +29,23 @@ async def uploading(store: OwnStore, *, size_bytes: int | None) -> AsyncIterator
         CapacityError: the disk has no room for ``size_bytes``, where that is known.
         KvsupError: the store cannot be written.
     """
-    store.make()
-    free_bytes = shutil.disk_usage(store.root).free
-    if size_bytes is not None and size_bytes + _SPARE_BYTES > free_bytes:
-        raise CapacityError(
-            f"{format_bytes(size_bytes)} do not fit: {format_bytes(free_bytes)} are free at"
-            f" {store.root}"
-        )
-    path = store.incoming / f"file-{os.urandom(8).hex()}"
-    try:
-        with await to_thread.run_sync(path.open, "xb") as file:
-            yield Upload(store, path, file)
-    except OSError as error:
-        raise KvsupError(f"{store.root} cannot be written: {error.strerror}") from error
-    finally:
-        path.unlink(missing_ok=True)
+    async with filling(store):
+        free_bytes = shutil.disk_usage(store.root).free
+        if size_bytes is not None and size_bytes + _SPARE_BYTES > free_bytes:
+            raise CapacityError(
+                f"{format_bytes(size_bytes)} do not fit: {format_bytes(free_bytes)} are free at"
+                f" {store.root}"
+            )
+        path = store.incoming / f"file-{os.urandom(8).hex()}"
+        try:
+            with await to_thread.run_sync(path.open, "xb") as file:
+                yield Upload(store, path, file)
+        except ConnectionError:  # the client left
+            raise
+        except OSError as error:
+            raise KvsupError(f"{store.root} cannot be written: {error.strerror}") from error
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Upload:

@@ -105,7 +105,8 @@ def test_collection_spares_what_is_young_named_or_not_ours(store: OwnStore) -> N
     foreign = store.root / "blobs" / "sha256-abc-partial"
     foreign.write_text("ollama's own")
     fresh, stale = store.incoming / "sha256-1", store.incoming / "sha256-2"
-    for path in (fresh, stale, foreign):
+    killed = store.incoming / "file-1"
+    for path in (fresh, stale, killed, foreign):
         path.write_text("x")
     for blob in (named, old):
         _age(store, blob, SPARED_S + 60)
@@ -114,11 +115,12 @@ def test_collection_spares_what_is_young_named_or_not_ours(store: OwnStore) -> N
 
     freed_bytes = store.collect()
 
-    assert freed_bytes == len("old") + len("x")
+    assert freed_bytes == len("old") + len("xx")
     assert {named.file_name, young.file_name, foreign.name} <= _blobs(store)
     assert old.file_name not in _blobs(store)
     assert fresh.exists()
     assert not stale.exists()
+    assert not killed.exists()
 
 
 def test_manifest_that_cannot_be_read_keeps_every_file(store: OwnStore) -> None:
