@@ -135,13 +135,21 @@ def made(run: Path) -> Iterator[None]:
 
 
 def config_dir(argument: str | None) -> Path:
-    """Return the configuration folder: argument, environment, ``./configs``, user's folder."""
+    """Return the configuration folder: argument, environment, ``./configs``, user's folder.
+
+    The last is made if missing: a first model may be pulled, and no file was needed for it.
+    """
     if argument:
         return Path(argument)
     if configured := os.environ.get("KVSUP_CONFIG_DIR"):
         return Path(configured)
     here = Path("configs")
-    return here if here.is_dir() else _base("XDG_CONFIG_HOME", ".config") / "kvsup"
+    if here.is_dir():
+        return here
+    own = _base("XDG_CONFIG_HOME", ".config") / "kvsup"
+    with suppress(OSError):  # who reads it tells that it is not there
+        own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 def address_file(state: Path) -> Path:

@@ -29,10 +29,15 @@ def node() -> str:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name.removesuffix(".test.mjs"))
 def test_client_in_node_does_all_that_it_does_with_ollama(
-    kvsup: RunningKvsup, node: str, file: Path
+    kvsup: RunningKvsup, registry_host: str, node: str, file: Path
 ) -> None:
     """Every test in the file passes; the environment holds nothing by which one could report."""
-    environment = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "KVSUP_URL": kvsup.url}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "NO_COLOR": "1",
+        "KVSUP_URL": kvsup.url,
+        "KVSUP_REGISTRY": registry_host,
+    }
 
     ran = subprocess.run(
         [node, "--test", "--test-reporter=spec", file],

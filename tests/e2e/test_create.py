@@ -262,6 +262,52 @@ def test_name_that_is_none_is_refused(kvsup: RunningKvsup, name: str) -> None:
     assert (status, answer) == (400, {"error": "invalid model name"})
 
 
+def test_fields_of_a_creation_are_taken(kvsup: RunningKvsup, tiny: TinyModels) -> None:
+    """Over what the base says: the store has each, and what llama-server can do is done."""
+    adapter, draft = _upload(kvsup, tiny.adapter()), _upload(kvsup, tiny.plain())
+    first = {
+        "model": "first",
+        "from": "base",
+        "parameters": {"top_k": 5, "temperature": 0.1},
+        "license": "one",
+        "system": "Old.",
+        "messages": [{"role": "user", "content": "Old"}],
+    }
+    second = {
+        "name": "second",
+        "from": "first",
+        "parameters": {"temperature": 0.2, "num_ctx_auto": True},
+        "adapters": {"a.gguf": adapter},
+        "draft_files": {"d.gguf": draft},
+        "license": ["two", "three"],
+        "system": "New.",
+        "messages": [{"role": "assistant", "content": "New"}],
+        "renderer": "qwen3",
+        "parser": "qwen3",
+        "requires": "0.14.0",
+        "info": {"model_family": "other"},
+    }
+    made = [_post(kvsup, "/api/create", **body) for body in (first, second)]
+
+    _, shown = _post(kvsup, "/api/show", model="second")
+    manifests = kvsup.store / "manifests/registry.ollama.ai/library"
+    manifest = json.loads((manifests / "second/latest").read_text())
+    config = kvsup.store / "blobs" / manifest["config"]["digest"].replace(":", "-")
+    told = json.loads(config.read_text())
+    assert made == [(200, {"status": "success"})] * 2
+    assert _toml(kvsup, "second")["options"] == {"top_k": 5, "temperature": 0.2}
+    assert _toml(kvsup, "second")["num_ctx"] == "auto"
+    assert shown["license"] == "one\ntwo\nthree"
+    assert shown["system"] == "New."
+    assert shown["messages"] == [{"role": "assistant", "content": "New"}]
+    assert (told["renderer"], told["parser"], told["requires"]) == ("qwen3", "qwen3", "0.14.0")
+    assert told["model_family"] == "llama"
+    argv = kvsup.cli("argv", "second").stdout
+    assert adapter[7:] in argv
+    assert f"--model-draft {kvsup.store}/blobs/sha256-{draft[7:]}" in argv
+    assert _said(kvsup, "second") == ANSWER
+
+
 def test_weights_are_quantized_by_llama_cpp(kvsup: RunningKvsup, tiny: TinyModels) -> None:
     """From F16 or F32 alone; the type is shown, and the model speaks."""
     quantized = kvsup.cli(

@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from kvsup.runtime.bringing import digest_of
+from kvsup.runtime.paths import cache_dir
 from tests.between import Between, Fault
 from tests.conftest import StartKvsup
+from tests.e2e.commands import run
 from tests.registries import DockerRegistry
 from tests.running import RunningKvsup, eventually
 from tests.tiny import ANSWER, TinyModels
@@ -175,6 +177,21 @@ def test_registry_that_is_not_listed_is_not_asked(
     assert "evil.example is none of the registries" in other.json()["error"]
     assert "registries in kvsup.toml" in other.json()["error"]
     assert none.status_code == 400
+
+
+def test_registry_is_asked_without_tls_only_where_registries_says_so(
+    start_kvsup: StartKvsup, between: Between
+) -> None:
+    """``insecure`` of a request alone downgrades nothing; where it is so anyway it is fine."""
+    kvsup = start_kvsup({}, host=f'registries = ["{between.host}", "https://localhost:1"]\n')
+
+    fine = _lines(kvsup, "/api/pull", model=f"{between.host}/me/gone", insecure=True)
+    body = {"model": "localhost:1/me/m", "insecure": True}
+    refused = kvsup.client.post("/api/pull", json=body)
+
+    assert fine[-1] == {"error": "pull model manifest: file does not exist"}
+    assert refused.status_code == 400
+    assert 'write "http://localhost:1" in registries' in refused.json()["error"]
 
 
 def test_push_of_what_is_not_there_is_told(
@@ -344,6 +361,30 @@ def test_run_without_any_model_waits_for_the_first(
     assert kvsup.client.get("/api/tags").json() == {"models": []}
     _lines(kvsup, "/api/pull", model=name)
     assert _said(kvsup, name) == ANSWER
+
+
+def test_first_command_of_a_new_user_is_a_pull(
+    start: Callable[..., RunningKvsup], between: Between, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """No folder is there, no file was written: what is pulled is listed, and ``run`` serves it."""
+    name = f"{between.host}/me/plain"
+    maker = start(plain=f'model = "{tiny.plain()}"\nnum_ctx = 512\n')
+    _create(maker, name, **{"from": "plain"})
+    _lines(maker, "/api/push", model=name)
+    home = tmp_path / "home"
+    (home / ".config/kvsup").mkdir(parents=True)
+    (home / ".config/kvsup/kvsup.toml").write_text(f'registries = ["{between.host}"]\nport = 0\n')
+    folders = {"XDG_CONFIG_HOME": "", "XDG_STATE_HOME": "", "XDG_DATA_HOME": "", "HOME": str(home)}
+    cache = {"XDG_CACHE_HOME": str(cache_dir().parent)}
+
+    pulled = run("pull", name, cwd=home, **folders, **cache)
+    shutil.rmtree(home / ".config")
+    listed = run("list", cwd=home, **folders, **cache)
+
+    assert pulled.returncode == 0, pulled.stderr
+    assert listed.returncode == 0, listed.stderr
+    assert f"{name}:latest" in listed.stdout
+    assert (home / ".local/share/kvsup/models/manifests").is_dir()
 
 
 def test_interrupted_command_line_goes_on(

@@ -40,7 +40,7 @@ DOCUMENTED: dict[str, Any] = document("1.2.3")
 """The OpenAPI document."""
 FUZZ = ROOT / "tests" / "e2e" / "test_openapi_fuzz.py"
 """Tests that try every operation of the OpenAPI document, by what that says."""
-MAX_LINES = 360
+MAX_LINES = 370
 
 PASSED = "/v1/{path:path}"
 """The route that takes whatever llama-server may have; some of its paths have rows of their own."""
@@ -61,6 +61,7 @@ REQUESTS: tuple[Typed, ...] = (
     ("delete", "", storerequests.NamedRequest),
     ("pull, push", "", storerequests.TransferRequest),
     ("create", "", storerequests.CreateRequest),
+    ("create", "messages[].", storerequests.Turn),
     ("copy", "", storerequests.CopyRequest),
 )
 ANSWERS: tuple[Typed, ...] = (
@@ -229,7 +230,7 @@ def test_request_fields_are_those_that_are_decoded() -> None:
     types = {kind for _, _, kind in REQUESTS}
     structs = {
         kind
-        for kind in vars(requests).values()
+        for kind in (vars(requests) | vars(storerequests)).values()
         if isinstance(kind, type(msgspec.Struct)) and kind is not msgspec.Struct
     }
 

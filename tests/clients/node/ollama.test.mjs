@@ -283,7 +283,42 @@ test('a wrong option is told in words', async () => {
   });
 });
 
-test('what cannot be done yet is refused with an error in words', async () => {
+test('models are made, sent, copied, removed and fetched', async () => {
+  const name = `${process.env.KVSUP_REGISTRY}/js/made:v1`;
+  const said = async (model) => {
+    const answer = await client.chat({ model, messages, options: short });
+    return answer.message.content;
+  };
+
+  const made = [];
+  for await (const part of await client.create({
+    model: name, from: chatModel, system: 'Be brief.', parameters: { temperature: 0 }, stream: true,
+  })) {
+    made.push(part.status);
+  }
+  const first = await said(name);
+  const sent = await client.push({ model: name });
+  await client.copy({ source: name, destination: 'js-copy' });
+  await client.delete({ model: name });
+  await assert.rejects(client.show({ model: name }), isNotFound);
+  const copied = await client.show({ model: 'js-copy' });
+  const fetched = [];
+  for await (const part of await client.pull({ model: name, stream: true })) {
+    fetched.push(part);
+  }
+  const second = await said(name);
+  await client.delete({ model: name });
+  await client.delete({ model: 'js-copy' });
+
+  assert.equal(made.at(-1), 'success');
+  assert.equal(sent.status, 'success');
+  assert.equal(copied.system, 'Be brief.');
+  assert.equal(fetched.at(-1).status, 'success');
+  assert.ok(fetched.some((part) => part.digest && part.completed === part.total));
+  assert.equal(second, first);
+});
+
+test('what cannot be done is refused with an error in words', async () => {
   const isRefused = (error) => {
     assert.equal(error.name, 'ResponseError');
     assert.doesNotMatch(error.message, /page not found|status code/i);
@@ -292,7 +327,7 @@ test('what cannot be done yet is refused with an error in words', async () => {
 
   await assert.rejects(client.pull({ model: missingModel }), isRefused);
   await assert.rejects(client.push({ model: chatModel }), isRefused);
-  await assert.rejects(client.create({ model: 'other', from: chatModel }), isRefused);
+  await assert.rejects(client.create({ model: 'other', from: missingModel }), isRefused);
 });
 
 test('ps tells what is loaded, and keep_alive 0 unloads it', async () => {
