@@ -33,6 +33,8 @@ class ModelFile:
     """Whether the vocabulary has tokens to fill in a middle with."""
     licenses: tuple[str, ...] = ()
     """Paths of texts, where a store has them."""
+    digest: str = ""
+    """By which a store knows the model; empty where it is none's."""
     suspicion: str = ""
     """What is a likely cause if it does not load; empty where nothing is known."""
     draft: "ModelFile | None" = None

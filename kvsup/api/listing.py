@@ -28,7 +28,7 @@ def catalog_entry(plan: Plan) -> CatalogEntry:
         name=display_name(plan.name),
         modified_at_ns=plan.file.modified_ns,
         size_bytes=plan.file.size_bytes,
-        digest=plan.digest,
+        digest=plan.file.digest or plan.digest,
         families=_families(plan),
         parameter_size=parameter_size(plan.file.n_params),
         quantization_level=metadata.file_type,
@@ -59,7 +59,7 @@ def running_entries(
         entries.append(
             RunningEntry(
                 name=display_name(plan.name),
-                digest=plan.digest,
+                digest=plan.file.digest or plan.digest,
                 families=_families(plan),
                 parameter_size=parameter_size(plan.file.n_params),
                 quantization_level=plan.file.metadata.file_type,

@@ -217,8 +217,13 @@ class Changes:
             if has_file(plan.model.source):
                 reference = f"{OLLAMA}{shown_name(target)}"
                 await self._copy_file(plan, destination, existing, model=reference)
-            else:
-                await self._reload()
+                return
+            if existing is not None and has_file(existing.model.source):
+                delete = partial(
+                    delete_model, self.folder, existing, destination, trash=self._trash
+                )
+                await to_thread.run_sync(delete)
+            await self._reload()
 
         return await self._taken(target, self.store.manifest_data(held), take_up)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kvsup.errors import RequestError
+from kvsup.gguf import split_paths
 from kvsup.ollama.names import quoted
 from kvsup.ollama.storerequests import CreateRequest
+from kvsup.plan import Plan
 from kvsup.runtime.catalogue import settings_of_file
 from kvsup.runtime.changes import Changes, own_name
 from kvsup.runtime.creating import Creator, Files, StoreModel
@@ -28,8 +30,8 @@ from kvsup.stores.stored import TEMPLATE
 if TYPE_CHECKING:
     from kvsup.runtime.pulling import Source
 
-_LAYERS = {"model": "model", "mmproj": "projector", "draft_model": "draft"}
-"""Keys that name a file, and which kind of layer it becomes."""
+_LAYERS = ("mmproj", "draft_model", "adapters")
+"""Keys that name files which become layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +183,13 @@ class ModelWorks:
             return _Base(found)
         values = settings_of_file(self._changes.folder, plan)
         parameters, system = parameters_of(values), str(values.get("system", ""))
-        files = tuple(
-            (kind, Path(path))
-            for key, kind in _LAYERS.items()
-            if (path := getattr(plan.model, key)) is not None
-        )
-        named = str(values.get("model", plan.model.source))
-        reference = _reference(named)
+        left = {k: v for k, v in values.items() if k not in {"model", "options", "system"}}
+        reference = _reference(str(values.get("model", plan.model.source)))
         found = self._find(reference) if reference is not None else None
-        left = {k: v for k, v in values.items() if k not in {"options", "system", *_LAYERS}}
         if found is not None:
             return _Base(StoreModel(found.store, found.name, parameters, system), left)
-        return _Base(Files(files, parameters, system, plan.name), left)
+        left = {key: value for key, value in left.items() if key not in _LAYERS}
+        return _Base(Files(_files_of(plan), parameters, system, plan.name), left)
 
     def _find(self, name: OllamaName) -> StoreModel | None:
         for store in (self.store, *self._readable()):
@@ -222,6 +219,18 @@ async def _nothing(work: Work) -> None:
     """Say of what is here already what a pull of it says."""
     work.say("pulling manifest")
     work.say("success")
+
+
+def _files_of(plan: Plan) -> tuple[tuple[str, Path], ...]:
+    """Return the files that a model is made of, each with the kind of layer that it becomes."""
+    model = plan.model
+    named = [*((path, "model") for path in _parts(model.model)), (model.mmproj, "projector")]
+    named += [(model.draft_model, "draft"), *((path, "adapter") for path in model.adapters)]
+    return tuple((kind, Path(path)) for path, kind in named if path is not None)
+
+
+def _parts(path: str) -> list[str]:
+    return [str(part) for part in split_paths(Path(path))]
 
 
 def _reference(text: str) -> OllamaName | None:

@@ -141,6 +141,7 @@ class OllamaStore:
             name=shown,
             weights=str(self._weights(manifest, shown)),
             table=self._table(facts, shown),
+            digest=hashlib.sha256(self.manifest_data(name)).hexdigest(),
             go_template=self._text(manifest, "template", "prompt", shown=shown),
             licenses=tuple(str(self._path(b, shown)) for b in manifest.blobs("license")),
             notes=tuple(_notes(facts.config)),

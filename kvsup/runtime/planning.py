@@ -59,6 +59,7 @@ class Planning:
             file = replace(
                 file,
                 licenses=stored.licenses,
+                digest=stored.digest,
                 suspicion=f"{why or cause}; {MEND}" if why or cause else "",
             )
         if file is not None and known is not None:

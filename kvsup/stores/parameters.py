@@ -37,13 +37,16 @@ def settings_of(parameters: Mapping[str, object]) -> dict[str, object]:
 
 
 def parameters_of(table: Mapping[str, object]) -> dict[str, object]:
-    """Return the parameters that say what the keys of a TOML file do, as far as there are such."""
+    """Return the parameters that say what the keys of a TOML file do.
+
+    Only those of the model: what is of this machine, such as threads, stays in the file.
+    """
     options = table.get("options")
     found = dict(options) if isinstance(options, Mapping) else {}
-    for name, option in OPTIONS.items():
-        if option.key is not None and option.key != "extra_args" and option.key in table:
-            found[name] = table[option.key]
-    if found.get("num_ctx") == "auto":
-        found["num_ctx"] = None
+    if "kv_cache_type" in table:
+        found["kv_cache_type"] = table["kv_cache_type"]
+    if table.get("num_ctx") == "auto":
         found[NUM_CTX_AUTO] = True
-    return {name: value for name, value in found.items() if value is not None}
+    elif "num_ctx" in table:
+        found["num_ctx"] = table["num_ctx"]
+    return found

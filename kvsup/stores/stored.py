@@ -23,6 +23,8 @@ class Stored:
     """TOML keys that hold where the model's file does not say otherwise."""
     go_template: str = ""
     """How its prompts are written, for where the GGUF does not say."""
+    digest: str = ""
+    """SHA-256 of its manifest, where it has one."""
     licenses: tuple[str, ...] = ()
     """Paths of its licenses."""
     notes: tuple[str, ...] = ()

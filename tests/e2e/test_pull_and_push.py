@@ -1,32 +1,25 @@
-"""Pull and push, by the API and by the command line, against a real registry."""
+"""Pull and push by the API, against a real registry."""
 
+import hashlib
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from kvsup.runtime.bringing import digest_of
-from kvsup.runtime.paths import cache_dir
 from tests.between import Between, Fault
 from tests.conftest import StartKvsup
-from tests.e2e.commands import run
+from tests.pulling import blobs_of, create, lines_of, manifests_of, said, statuses
 from tests.registries import DockerRegistry
-from tests.running import RunningKvsup, eventually
+from tests.running import RunningKvsup
 from tests.tiny import ANSWER, TinyModels
 
 HTPASSWD = "ada:$2b$05$abcdefghijklmnopqrstuuugyJgZetmHGvxwCJ1rpgM8bgT8KJ8.i\n"
 """What ``htpasswd -nbB ada lovelace`` writes."""
-
-HI = [{"role": "user", "content": "Hi"}]
-ASKED = {"messages": HI, "stream": False, "options": {"temperature": 0, "num_predict": 24}}
 
 
 @pytest.fixture
@@ -46,44 +39,15 @@ def start(start_kvsup: StartKvsup, between: Between) -> Callable[..., RunningKvs
     return start
 
 
-def _lines(kvsup: RunningKvsup, path: str, **body: object) -> list[dict[str, Any]]:
-    with kvsup.client.stream("POST", path, json=body) as answer:
-        assert answer.status_code == 200, answer.read()
-        assert answer.headers["content-type"] == "application/x-ndjson"
-        return [json.loads(line) for line in answer.iter_lines()]
-
-
-def _statuses(lines: list[dict[str, Any]]) -> list[str]:
-    """Return each status once, in order."""
-    return list(dict.fromkeys(line.get("status", line.get("error", "")) for line in lines))
-
-
-def _blobs(store: Path) -> dict[str, str]:
-    """Return what each file of a store really hashes to, by its name."""
-    files = (store / "blobs").iterdir()
-    return {path.name: f"sha256-{digest_of(path, lambda _n: None)}" for path in files}
-
-
-def _create(kvsup: RunningKvsup, name: str, **more: object) -> None:
-    answer = kvsup.client.post("/api/create", json={"model": name, "stream": False, **more})
-    assert answer.json() == {"status": "success"}
-
-
-def _said(kvsup: RunningKvsup, model: str) -> str:
-    answer = kvsup.client.post("/api/chat", json={"model": model, **ASKED})
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["message"]["content"])
-
-
 def test_model_goes_to_a_registry_and_comes_back_through_a_kill(
     start: Callable[..., RunningKvsup], between: Between, smollm2: Path
 ) -> None:
     """Pushed, pulled into an empty store with a ``kill -9`` in the middle, resumed, and chatted."""
     name = f"{between.host}/me/smol"
     first = start(smol=f'model = "{smollm2}"\nkv_cache_type = "q8_0:q5_1"\nnum_ctx = 1024\n')
-    _create(first, name, **{"from": "smol", "parameters": {"kv_cache_type": "q8_0:q4_0"}})
-    said, blobs = _said(first, name), _blobs(first.store)
-    pushed = _statuses(_lines(first, "/api/push", model=name))
+    create(first, name, **{"from": "smol", "parameters": {"kv_cache_type": "q8_0:q4_0"}})
+    spoken, blobs = said(first, name), blobs_of(first.store)
+    pushed = statuses(lines_of(first, "/api/push", model=name))
     second = start()
 
     between.rate_bytes_s = 40e6
@@ -94,11 +58,11 @@ def test_model_goes_to_a_registry_and_comes_back_through_a_kill(
                 break
         second.process.send_signal(signal.SIGKILL)
         second.process.wait()
-    listed = _models_of(second)
+    listed = manifests_of(second)
     between.rate_bytes_s = 0.0
     killed_bytes = between.n_sent_bytes - before_bytes
     second.start()
-    pulled = _statuses(_lines(second, "/api/pull", model=name))
+    pulled = statuses(lines_of(second, "/api/pull", model=name))
 
     whole_bytes = smollm2.stat().st_size
     resumed_bytes = between.n_sent_bytes - before_bytes - killed_bytes
@@ -108,14 +72,13 @@ def test_model_goes_to_a_registry_and_comes_back_through_a_kill(
     assert pulled[0] == "pulling manifest"
     assert pulled[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
     assert resumed_bytes < whole_bytes - 20e6
-    assert _blobs(second.store) == blobs
+    (manifest,) = manifests_of(second)
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert digest == second.client.get("/api/tags").json()["models"][0]["digest"]
+    assert blobs_of(second.store) == blobs
     assert all(name == digest for name, digest in blobs.items())
-    assert _said(second, name) == said
+    assert said(second, name) == spoken
     assert second.models()[f"{name}:latest"]["kv_cache_type"] == "q8_0:q4_0"
-
-
-def _models_of(kvsup: RunningKvsup) -> list[Path]:
-    return [path for path in (kvsup.store / "manifests").rglob("*") if path.is_file()]
 
 
 def test_lines_of_a_pull_are_ollamas(
@@ -124,24 +87,24 @@ def test_lines_of_a_pull_are_ollamas(
     """A line for each layer, the config last, each with its digest and bytes up to the total."""
     name = f"{between.host}/me/plain:v1"
     kvsup = start(plain=f'model = "{tiny.plain()}"\nnum_ctx = 512\n')
-    _create(kvsup, name, **{"from": "plain", "system": "Be brief."})
-    manifest = json.loads(next(iter(_models_of(kvsup))).read_text())
-    _lines(kvsup, "/api/push", model=name)
+    create(kvsup, name, **{"from": "plain", "system": "Be brief."})
+    manifest = json.loads(next(iter(manifests_of(kvsup))).read_text())
+    lines_of(kvsup, "/api/push", model=name)
     kvsup.client.request("DELETE", "/api/delete", json={"model": name}).raise_for_status()
-    assert _blobs(kvsup.store) == {}
+    assert blobs_of(kvsup.store) == {}
 
-    lines = _lines(kvsup, "/api/pull", model=name)
-    again = _lines(kvsup, "/api/pull", model=name)
+    lines = lines_of(kvsup, "/api/pull", model=name)
+    again = lines_of(kvsup, "/api/pull", model=name)
 
     files = [*manifest["layers"], manifest["config"]]
     expected = [f"pulling {file['digest'][7:19]}" for file in files]
     ends = {line["status"]: line for line in lines}
-    assert _statuses(lines)[1 : len(files) + 1] == expected
+    assert statuses(lines)[1 : len(files) + 1] == expected
     for file, status in zip(files, expected, strict=True):
         assert ends[status]["digest"] == file["digest"]
         assert ends[status]["total"] == ends[status]["completed"] == file["size"]
-    assert _statuses(again) == _statuses(lines)
-    assert _said(kvsup, name) == ANSWER
+    assert statuses(again) == statuses(lines)
+    assert said(kvsup, name) == ANSWER
 
 
 def test_pull_that_fails_is_told_and_leaves_nothing_listed(
@@ -151,7 +114,7 @@ def test_pull_that_fails_is_told_and_leaves_nothing_listed(
     kvsup = start()
     gone = f"{between.host}/me/gone"
 
-    streamed = _lines(kvsup, "/api/pull", model=gone)
+    streamed = lines_of(kvsup, "/api/pull", model=gone)
     whole = kvsup.client.post("/api/pull", json={"model": gone, "stream": False})
     between.rules.append(lambda _seen: Fault(status=503, body=b"down"))
     down = kvsup.client.post("/api/pull", json={"model": gone, "stream": False})
@@ -185,7 +148,7 @@ def test_registry_is_asked_without_tls_only_where_registries_says_so(
     """``insecure`` of a request alone downgrades nothing; where it is so anyway it is fine."""
     kvsup = start_kvsup({}, host=f'registries = ["{between.host}", "https://localhost:1"]\n')
 
-    fine = _lines(kvsup, "/api/pull", model=f"{between.host}/me/gone", insecure=True)
+    fine = lines_of(kvsup, "/api/pull", model=f"{between.host}/me/gone", insecure=True)
     body = {"model": "localhost:1/me/m", "insecure": True}
     refused = kvsup.client.post("/api/pull", json=body)
 
@@ -200,9 +163,9 @@ def test_push_of_what_is_not_there_is_told(
     """A model with a file of its own is not in the store."""
     kvsup = start(plain=f'model = "{tiny.plain()}"\nnum_ctx = 512\n')
 
-    lines = _lines(kvsup, "/api/push", model=f"{between.host}/me/plain")
+    lines = lines_of(kvsup, "/api/push", model=f"{between.host}/me/plain")
 
-    assert _statuses(lines)[:2] == ["retrieving manifest", "couldn't retrieve manifest"]
+    assert statuses(lines)[:2] == ["retrieving manifest", "couldn't retrieve manifest"]
     assert "is missing" in lines[-1]["error"]
 
 
@@ -212,8 +175,8 @@ def test_equal_pulls_are_one_and_end_with_the_last_client(
     """Two clients, one download; the first that leaves does not end it, the last does."""
     name = f"{between.host}/me/smol"
     kvsup = start(smol=f'model = "{smollm2}"\nnum_ctx = 512\n')
-    _create(kvsup, name, **{"from": "smol"})
-    _lines(kvsup, "/api/push", model=name)
+    create(kvsup, name, **{"from": "smol"})
+    lines_of(kvsup, "/api/push", model=name)
     kvsup.client.request("DELETE", "/api/delete", json={"model": name}).raise_for_status()
     between.rate_bytes_s, begin_bytes = 20e6, between.n_sent_bytes
 
@@ -252,46 +215,22 @@ def test_changed_model_replaces_what_was_there(
     name = f"{between.host}/me/m"
     base = f'model = "{tiny.plain()}"\nnum_ctx = 512\n'
     maker, user = start(plain=base), start()
-    _create(maker, name, **{"from": "plain", "system": "Old."})
-    _lines(maker, "/api/push", model=name)
-    _lines(user, "/api/pull", model=name)
-    _create(maker, name, **{"from": "plain", "system": "New."})
-    _lines(maker, "/api/push", model=name)
+    create(maker, name, **{"from": "plain", "system": "Old."})
+    lines_of(maker, "/api/push", model=name)
+    lines_of(user, "/api/pull", model=name)
+    create(maker, name, **{"from": "plain", "system": "New."})
+    lines_of(maker, "/api/push", model=name)
     n_before = len(between.seen)
 
-    lines = _lines(user, "/api/pull", model=name)
+    lines = lines_of(user, "/api/pull", model=name)
 
     shown = user.client.post("/api/show", json={"model": name}).json()
-    weights = json.loads(_models_of(user)[0].read_text())["layers"][0]["digest"]
+    weights = json.loads(manifests_of(user)[0].read_text())["layers"][0]["digest"]
     fetched = [seen.path for seen in between.seen[n_before:] if "/blobs/" in seen.path]
-    assert "removing unused layers" in _statuses(lines)
+    assert "removing unused layers" in statuses(lines)
     assert shown["system"] == "New."
     assert not any(weights in path for path in fetched)
-    assert _blobs(user.store) == _blobs(maker.store)
-
-
-def test_command_line_pulls_without_a_kvsup_that_runs(
-    start: Callable[..., RunningKvsup], between: Between, tiny: TinyModels
-) -> None:
-    """The next ``run`` serves it; progress is on stderr."""
-    name = f"{between.host}/me/plain"
-    kvsup = start(plain=f'model = "{tiny.plain()}"\nnum_ctx = 512\n')
-    _create(kvsup, name, **{"from": "plain"})
-    pushed = kvsup.cli("push", name)
-    removed = kvsup.cli("rm", name)
-    assert kvsup.stop() == 0
-
-    pulled = kvsup.cli("pull", name)
-    again = kvsup.cli("pull", f"{between.host}/me/gone")
-    kvsup.start()
-
-    assert (pushed.returncode, removed.returncode, pulled.returncode) == (0, 0, 0), pulled.stderr
-    assert removed.stdout == f"deleted {name!r}\n"
-    assert pulled.stderr.splitlines()[0] == "pulling manifest"
-    assert pulled.stderr.splitlines()[-1] == "success"
-    assert again.returncode == 1
-    assert again.stderr.endswith("kvsup: pull model manifest: file does not exist\n")
-    assert _said(kvsup, name) == ANSWER
+    assert blobs_of(user.store) == blobs_of(maker.store)
 
 
 def test_registry_that_asks_for_a_password_gets_that_of_docker(
@@ -307,16 +246,16 @@ def test_registry_that_asks_for_a_password_gets_that_of_docker(
             environment={"DOCKER_CONFIG": str(config)},
         )
         name = f"{registry.host}/me/plain"
-        _create(kvsup, name, **{"from": "plain"})
+        create(kvsup, name, **{"from": "plain"})
 
-        refused = _lines(kvsup, "/api/push", model=name)
+        refused = lines_of(kvsup, "/api/push", model=name)
         auths = {registry.host: {"auth": "YWRhOmxvdmVsYWNl"}}  # ada:lovelace
         (config / "config.json").write_text(json.dumps({"auths": auths}))
-        pushed = _lines(kvsup, "/api/push", model=name)
-        pulled = _lines(kvsup, "/api/pull", model=name)
+        pushed = lines_of(kvsup, "/api/push", model=name)
+        pulled = lines_of(kvsup, "/api/pull", model=name)
         auths[registry.host]["auth"] = "YWRhOndyb25n"
         (config / "config.json").write_text(json.dumps({"auths": auths}))
-        wrong = _lines(kvsup, "/api/push", model=name)
+        wrong = lines_of(kvsup, "/api/push", model=name)
 
     assert "unauthorized: access denied" in refused[-1]["error"]
     assert f"docker login {registry.host}" in refused[-1]["error"]
@@ -332,20 +271,20 @@ def test_store_of_ollama_is_linked_not_fetched(
     theirs = tmp_path / "ollama"
     host = f'registries = ["{between.host}"]\n'
     maker = start_kvsup({"plain": f'model = "{tiny.plain()}"\nnum_ctx = 512\n'}, host=host)
-    _create(maker, name, **{"from": "plain"})
-    _lines(maker, "/api/push", model=name)
+    create(maker, name, **{"from": "plain"})
+    lines_of(maker, "/api/push", model=name)
     shutil.copytree(maker.store, theirs)
     kvsup = start_kvsup({}, host=host, environment={"OLLAMA_MODELS": str(theirs)})
     n_before = len(between.seen)
 
-    _lines(kvsup, "/api/pull", model=name)
+    lines_of(kvsup, "/api/pull", model=name)
 
     fetched = [seen.path for seen in between.seen[n_before:] if "/blobs/" in seen.path]
     weights = tiny.plain().stat().st_size
     own = next(path for path in (kvsup.store / "blobs").iterdir() if path.stat().st_size == weights)
     assert own.samefile(theirs / "blobs" / own.name)
     assert not any(own.name.replace("-", ":") in path for path in fetched)
-    assert _said(kvsup, name) == ANSWER
+    assert said(kvsup, name) == ANSWER
 
 
 def test_run_without_any_model_waits_for_the_first(
@@ -354,62 +293,10 @@ def test_run_without_any_model_waits_for_the_first(
     """As Ollama does: an empty folder is no error, since a model can be pulled."""
     maker = start(plain=f'model = "{tiny.plain()}"\nnum_ctx = 512\n')
     name = f"{between.host}/me/plain"
-    _create(maker, name, **{"from": "plain"})
-    _lines(maker, "/api/push", model=name)
+    create(maker, name, **{"from": "plain"})
+    lines_of(maker, "/api/push", model=name)
     kvsup = start()
 
     assert kvsup.client.get("/api/tags").json() == {"models": []}
-    _lines(kvsup, "/api/pull", model=name)
-    assert _said(kvsup, name) == ANSWER
-
-
-def test_first_command_of_a_new_user_is_a_pull(
-    start: Callable[..., RunningKvsup], between: Between, tiny: TinyModels, tmp_path: Path
-) -> None:
-    """No folder is there, no file was written: what is pulled is listed, and ``run`` serves it."""
-    name = f"{between.host}/me/plain"
-    maker = start(plain=f'model = "{tiny.plain()}"\nnum_ctx = 512\n')
-    _create(maker, name, **{"from": "plain"})
-    _lines(maker, "/api/push", model=name)
-    home = tmp_path / "home"
-    (home / ".config/kvsup").mkdir(parents=True)
-    (home / ".config/kvsup/kvsup.toml").write_text(f'registries = ["{between.host}"]\nport = 0\n')
-    folders = {"XDG_CONFIG_HOME": "", "XDG_STATE_HOME": "", "XDG_DATA_HOME": "", "HOME": str(home)}
-    cache = {"XDG_CACHE_HOME": str(cache_dir().parent)}
-
-    pulled = run("pull", name, cwd=home, **folders, **cache)
-    shutil.rmtree(home / ".config")
-    listed = run("list", cwd=home, **folders, **cache)
-
-    assert pulled.returncode == 0, pulled.stderr
-    assert listed.returncode == 0, listed.stderr
-    assert f"{name}:latest" in listed.stdout
-    assert (home / ".local/share/kvsup/models/manifests").is_dir()
-
-
-def test_interrupted_command_line_goes_on(
-    start: Callable[..., RunningKvsup], between: Between, smollm2: Path
-) -> None:
-    """Ctrl-C leaves what came; exit code 130."""
-    name = f"{between.host}/me/smol"
-    kvsup = start(smol=f'model = "{smollm2}"\nnum_ctx = 512\n')
-    _create(kvsup, name, **{"from": "smol"})
-    _lines(kvsup, "/api/push", model=name)
-    kvsup.cli("rm", name)
-    kvsup.stop()
-    between.rate_bytes_s = 30e6
-    with subprocess.Popen(
-        [sys.executable, "-m", "kvsup", "pull", name, "--config", str(kvsup.configs)],
-        stderr=subprocess.PIPE,
-        env=kvsup._environment,
-    ) as process:
-        eventually(lambda: between.n_sent_bytes > 40e6)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
-    between.rate_bytes_s = 0.0
-    before_bytes = between.n_sent_bytes
-
-    pulled = kvsup.cli("pull", name)
-
-    assert pulled.returncode == 0, pulled.stderr
-    assert between.n_sent_bytes - before_bytes < smollm2.stat().st_size - 20e6
+    lines_of(kvsup, "/api/pull", model=name)
+    assert said(kvsup, name) == ANSWER
