@@ -37,6 +37,7 @@ from kvsup.runtime.kvfiles import KVFiles
 from kvsup.runtime.making import make_instance
 from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.notifying import Notifier
+from kvsup.runtime.ollamastore import OllamaStore
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.paths import LLAMA_CONFIG
 from kvsup.runtime.reloading import Reloader, tell_left_out, tell_plans
@@ -202,10 +203,14 @@ class Supervisor:
         return ModelWorks(
             changes,
             works,
-            readable=lambda: readable_stores(self._environ),
+            readable=self._readable_stores,
             registries=lambda: Registries.parse(self._configuration.host.registries),
             llama_server=lambda: default_binary(paths.cache_dir()),
         )
+
+    def _readable_stores(self) -> list[OllamaStore]:
+        configuration = self._configuration
+        return readable_stores(configuration.host.sources, self._environ, configuration.folder)
 
     def _plan_of(self, name: str) -> Plan | None:
         try:

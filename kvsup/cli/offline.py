@@ -13,6 +13,7 @@ from kvsup.runtime.binaries import default_binary
 from kvsup.runtime.bringing import copy_in
 from kvsup.runtime.changes import Changes
 from kvsup.runtime.modelworks import ModelWorks
+from kvsup.runtime.ollamastore import OllamaStore
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.paths import cache_dir, models_dir
 from kvsup.runtime.stores import readable_stores
@@ -92,11 +93,15 @@ class _Offline:
             yield ModelWorks(
                 self.changes,
                 works,
-                readable=lambda: readable_stores(os.environ),
+                readable=self._readable,
                 registries=lambda: Registries.parse(self._configuration.host.registries),
                 llama_server=lambda: default_binary(cache_dir()),
             )
             tasks.cancel_scope.cancel()
+
+    def _readable(self) -> list[OllamaStore]:
+        configuration = self._configuration
+        return readable_stores(configuration.host.sources, os.environ, configuration.folder)
 
     async def _reload(self) -> None:
         self._configuration = configuration_of(self._folder)

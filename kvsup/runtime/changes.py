@@ -77,7 +77,7 @@ class Changes:
                 return
             async with filling(self.store):
                 before = await self._copy_in_store(plan, held, destination, existing)
-            self.store.let_go(before)
+            await to_thread.run_sync(self.store.let_go, before)
 
     async def delete(self, name: str) -> None:
         """Take ``name`` away: its TOML file, which goes to the trash, and its place in the store.
@@ -94,7 +94,7 @@ class Changes:
                 found = self.store.find(own_name(name))
                 if found is None:
                     raise ModelNotFound(name)
-                self.store.remove(found)
+                await to_thread.run_sync(self.store.remove, found)
                 return
             held = self.held(plan)
             is_gone = True
@@ -236,14 +236,14 @@ class Changes:
         if found is not None:
             with suppress(ValueError):
                 before = self.store.manifest_data(found)
-        self.store.write(name, manifest)
+        await to_thread.run_sync(self.store.write, name, manifest)
         try:
             await take_up()
         except ConfigError:
             if before is None:
-                self.store.remove(name)
+                await to_thread.run_sync(self.store.remove, name)
             else:
-                self.store.write(name, before)
+                await to_thread.run_sync(self.store.write, name, before)
             raise
         return before
 

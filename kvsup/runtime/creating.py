@@ -114,8 +114,8 @@ class Creator:
         await self._describe(parts, request)
         for layer in parts.layers:
             self._work.say(f"using existing layer {layer.blob.oci_digest}")
-        self._add_texts(parts, request)
-        config = self._store.put(msgspec.json.encode(parts.config))
+        await self._add_texts(parts, request)
+        config = await to_thread.run_sync(self._store.put, msgspec.json.encode(parts.config))
         return encode_manifest(config, parts.layers), parts.parameters, request.template
 
     async def _base(self, base: Files | StoreModel) -> Parts:
@@ -124,9 +124,8 @@ class Creator:
         else:
             parts = await self._of_files(base)
         if base.system:
-            parts.replace(
-                ("system",), ollama_layer("system", self._store.put(base.system.encode()))
-            )
+            blob = await to_thread.run_sync(self._store.put, base.system.encode())
+            parts.replace(("system",), ollama_layer("system", blob))
         return parts
 
     async def _of_files(self, base: Files) -> Parts:
@@ -165,7 +164,14 @@ class Creator:
                 "kvsup makes models of GGUF files only; convert these with llama.cpp's"
                 " convert_hf_to_gguf.py, then create from the GGUF file"
             )
-        return Parts(await self._gguf_layers(files))
+        layers = await self._gguf_layers(files)
+        models = [layer.blob for layer in layers if layer.kind == "model"]
+        if len(models) > 1:
+            n_parts = (await self._metadata(models[0])).integer("split.count")
+            if n_parts != len(models):
+                several = f"the files are {len(models)} models, and not the parts of one"
+                raise RequestError(f"{several}; name one of them")
+        return Parts(layers)
 
     async def _gguf_layers(self, files: Mapping[str, str], *, only: str = "") -> list[Layer]:
         """Return a layer for each uploaded file, the model's parts in the order of their names."""
@@ -228,7 +234,7 @@ class Creator:
             await quantize(program, self._store.blob_path(source), target, file_type, told)
             self._work.say("verifying conversion")
             blob = await to_thread.run_sync(_blob_at, target)
-            self._store.place(target, blob)
+            await to_thread.run_sync(self._store.place, target, blob)
         finally:
             with suppress(OSError):
                 target.unlink(missing_ok=True)
@@ -260,7 +266,7 @@ class Creator:
         }
         parts.config |= {key: value for key, value in said.items() if value}
 
-    def _add_texts(self, parts: Parts, request: CreateRequest) -> None:
+    async def _add_texts(self, parts: Parts, request: CreateRequest) -> None:
         texts = {
             "template": request.template.encode(),
             "system": request.system.encode(),
@@ -268,16 +274,16 @@ class Creator:
         }
         for kind, data in texts.items():
             if data:
-                parts.replace(_SMALL[kind], ollama_layer(kind, self._put(data)))
+                parts.replace(_SMALL[kind], ollama_layer(kind, await self._put(data)))
         for text in request.licenses:
-            parts.layers.append(ollama_layer("license", self._put(text.encode())))
+            parts.layers.append(ollama_layer("license", await self._put(text.encode())))
         parts.parameters |= request.parameters
         if parts.parameters:
             data = msgspec.json.encode(parts.parameters)
-            parts.replace(("params",), ollama_layer("params", self._put(data)))
+            parts.replace(("params",), ollama_layer("params", await self._put(data)))
 
-    def _put(self, data: bytes) -> Blob:
-        blob = self._store.put(data)
+    async def _put(self, data: bytes) -> Blob:
+        blob = await to_thread.run_sync(self._store.put, data)
         self._work.say(f"creating new layer {blob.oci_digest}")
         return blob
 

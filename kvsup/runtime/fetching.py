@@ -73,7 +73,7 @@ async def fetch(files: Files, blob: Blob, store: OwnStore, told: Callable[[int],
                     "digest mismatch, file must be downloaded again: want"
                     f" {blob.oci_digest}, got sha256:{digest}"
                 )
-            store.place(partial.path, blob)
+            await to_thread.run_sync(store.place, partial.path, blob)
             partial.end()
     except OSError as error:
         raise KvsupError(f"{store.root} cannot be written: {error.strerror}") from error

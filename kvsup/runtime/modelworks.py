@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from anyio import to_thread
 
 from kvsup.errors import RequestError
 from kvsup.gguf import split_paths
@@ -110,7 +111,7 @@ class ModelWorks:
             before = await self._fetched(name, registry, work)
         if before is not None:
             work.say("removing unused layers")
-            self.store.let_go(before)
+            await to_thread.run_sync(self.store.let_go, before)
         work.say("success")
 
     async def _fetched(self, name: OllamaName, registry: Registry, work: Work) -> bytes | None:
@@ -166,7 +167,7 @@ class ModelWorks:
             work.say("writing manifest")
             comment = f"Created from {request.base or 'files'}; keys here come before the store's."
             before = await self._changes.created(name, manifest, values, comment)
-        self.store.let_go(before)
+        await to_thread.run_sync(self.store.let_go, before)
         work.say("success")
 
     async def _base(self, text: str, work: Work) -> _Base:

@@ -45,9 +45,7 @@ class Stores:
         """
         self._own = own
         self._sources = sources
-        self._ollama = readable_stores(environ)
-        if isinstance(sources.ollama, str):
-            self._ollama = [OllamaStore(_path(sources.ollama, base))]
+        self._ollama = readable_stores(sources, environ, base)
         hub = sources.huggingface if isinstance(sources.huggingface, str) else None
         self._hub = HubCache(_path(hub, base) if hub else _hub_folder(environ, Path.home()))
         self._folders = [GGUFFolder(_path(folder, base)) for folder in sources.folders]
@@ -137,8 +135,12 @@ class Stores:
         return [self._own, *(store for store in others if store.root != self._own.root)]
 
 
-def readable_stores(environ: Mapping[str, str]) -> list[OllamaStore]:
-    """Return Ollama's own stores, whether they are there or not."""
+def readable_stores(
+    sources: SourcesConfig, environ: Mapping[str, str], base: Path
+) -> list[OllamaStore]:
+    """Return Ollama's own stores, whether they are there or not, and are listed or not."""
+    if isinstance(sources.ollama, str):
+        return [OllamaStore(_path(sources.ollama, base))]
     return [OllamaStore(place) for place in places_of(environ.get("OLLAMA_MODELS"))]
 
 

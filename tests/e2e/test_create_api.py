@@ -35,6 +35,18 @@ def test_files_make_a_model_by_the_api(kvsup: RunningKvsup, tiny: TinyModels) ->
     assert said(kvsup, "made") == ANSWER
 
 
+def test_files_of_two_models_make_none(kvsup: RunningKvsup, tiny: TinyModels) -> None:
+    """Only parts of one model go together."""
+    files = {
+        f"{n}.gguf": upload(kvsup, path) for n, path in enumerate([tiny.plain(), tiny.fill_in()])
+    }
+
+    status, answer = post(kvsup, "/api/create", model="made", files=files)
+
+    assert status == 400
+    assert "2 models, and not the parts of one" in answer["error"]
+
+
 def test_blob_that_is_not_what_it_says_is_kept_under_what_it_is(kvsup: RunningKvsup) -> None:
     """As Ollama does; malformed digests are refused."""
     data = b"GGUF no more"
