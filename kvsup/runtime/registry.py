@@ -7,11 +7,13 @@ Open Container Initiative; server/images.go, upload.go and auth.go of Ollama v0.
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import httpx
 
 from kvsup.errors import KvsupError
+from kvsup.runtime import ollamakey
 from kvsup.runtime.credentials import basic_of
 from kvsup.stores.manifest import MANIFEST_TYPE, MAX_MANIFEST_BYTES, Blob
 from kvsup.stores.references import OllamaName
@@ -144,12 +146,16 @@ class _Auth(httpx.Auth):
         """Return a token from where the registry says that it can be had."""
         scopes = members.get("scope", "").split()
         query = [("service", members.get("service", "")), *(("scope", s) for s in scopes)]
-        url = httpx.URL(members["realm"])
-        for key, value in query:
+        url, basic = httpx.URL(members["realm"]), basic_of(self._host)
+        is_signed = (
+            basic is None and self._host in ollamakey.HOSTS and url.host == self._origin.host
+        )
+        for key, value in (*query, *(ollamakey.stamp() if is_signed else ())):
             if value:
                 url = url.copy_add_param(key, value)
-        basic = basic_of(self._host)
-        headers = {} if basic is None else {"authorization": f"Basic {basic}"}
+        known = ollamakey.signature(str(url), Path.home()) if is_signed else None
+        who = known if basic is None else f"Basic {basic}"
+        headers = {} if who is None else {"authorization": who}
         async with self._http.stream("GET", url, headers=headers) as response:
             await _check(response)
             data = await _read(response, _MAX_TOKEN_BYTES)
@@ -190,7 +196,9 @@ async def _refuse(response: httpx.Response, said: str) -> NoReturn:
         raise RegistryError("file does not exist", status=status)
     text = f"{status}: {said}" if said else str(status)
     if status in {401, 403}:
-        text = f"unauthorized: access denied ({text}); docker login {response.url.netloc.decode()}"
+        host = response.url.netloc.decode()
+        mend = "ollama signin" if host in ollamakey.HOSTS else f"docker login {host}"
+        text = f"unauthorized: access denied ({text}); {mend}"
     raise RegistryError(text, status=status)
 
 

@@ -81,6 +81,23 @@ def test_quantization_that_is_named_is_fetched(start: Start, hub: Hub, tiny: Tin
     assert _said(kvsup, "hf.co/org/m-gguf:q8_0") == ANSWER
 
 
+def test_file_names_what_was_pulled_as_what_lies_in_the_hubs_cache(
+    start: Start, hub: Hub, tiny: TinyModels
+) -> None:
+    """``hf:ORG/REPO:TAG`` looks in kvsup's own store first; what is in neither is told to pull."""
+    hub.add("org/m-GGUF", {"m-Q8_0.gguf": tiny.plain()})
+    kvsup = start()
+    _pull(kvsup, "hf.co/org/m-GGUF:Q8_0")
+    kvsup.write("tuned", 'model = "hf:org/m-GGUF:Q8_0"\nkv_cache_type = "q8_0:q4_0"\n')
+    kvsup.client.post("/kvsup/reload").raise_for_status()
+    kvsup.write("other", 'model = "hf:org/m-GGUF:Q4_0"\n')
+
+    refused = kvsup.client.post("/kvsup/reload")
+
+    assert _said(kvsup, "tuned") == ANSWER
+    assert "kvsup pull hf.co/org/m-GGUF:Q4_0" in refused.text
+
+
 def test_projector_comes_along(start: Start, hub: Hub, tiny: TinyModels) -> None:
     """Where the repository has one."""
     model, projector = tiny.vision()

@@ -129,11 +129,13 @@ def test_reference_to_nothing_says_where_was_looked_and_what_is_there(
     )
 
     places = f"{store.root} and {store.root.parents[2]}/nothing; there is x:1b"
+    none, q4 = "kvsup pull hf.co/org/none", "kvsup pull hf.co/org/repo:Q4_0"
+    repo = f"{hub.root}/models--org--repo"
     grammar = "write ollama:NAME or ollama:NAME:TAG as `ollama list` has it"
     assert problems == [
         f"configs/a.toml:1: model: no y:latest in {places}: kvsup pull y:latest, {SET}",
-        f"configs/b.toml:1: model: no org/none in {hub.root}; there is org/repo",
-        f"configs/c.toml:1: model: {hub.root}/models--org--repo: no Q4_0 of it is there, only Q8_0",
+        f"configs/b.toml:1: model: no org/none in {hub.root}; there is org/repo: {none}",
+        f"configs/c.toml:1: model: {repo}: no Q4_0 of it is there, only Q8_0: {q4}",
         f'configs/d.toml:1: model: "../../x" is no model of Ollama; {grammar}',
         f"configs/e.toml:2: draft_model: no x:2b in {places}: kvsup pull x:2b, {SET}",
     ]

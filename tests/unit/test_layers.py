@@ -142,7 +142,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "runtime.upstream": ("errors", "llama.heartbeat", "restart", "asyncio", "httptools"),
     "runtime.images": ("errors", "runtime.publicnet", "anyio", "httpx"),
     "runtime.outside": ("errors", "runtime.publicnet", "stores", "anyio", "httpx"),
-    "runtime.registry": ("errors", "runtime.credentials", "stores", "httpx"),
+    "runtime.registry": ("errors", "runtime.credentials", "runtime.ollamakey", "stores", "httpx"),
+    "runtime.ollamakey": ("errors", "cryptography"),
     "runtime.fetching": ("errors", "runtime", "stores", "anyio", "httpx"),
     "runtime.hub": (
         "errors",
