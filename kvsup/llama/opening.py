@@ -1,10 +1,10 @@
-"""By what a conversation is known: how it opens, down to the first message of its user."""
+"""By what a conversation is known: how it opens, down to the first message of its own user."""
 
 from hashlib import sha256
 
 import msgspec
 
-_FIRST = "user"
+_USER = "user"
 
 
 class _Message(msgspec.Struct):
@@ -19,12 +19,13 @@ class _Request(msgspec.Struct):
     cache_prompt: bool | None = None
 
 
-def opening(body: bytes) -> str | None:
+def opening(body: bytes, *, n_before: int = 0) -> str | None:
     """Return how the conversation of a request of ``/v1/chat/completions`` opens, as a digest.
 
     All its later turns open alike, and another one with the same system prompt does not. None
     where there is no such message, where the request has several answers, which take a slot each,
-    or says itself what is done about slots.
+    or says itself what is done about slots. The first ``n_before`` messages of a user are the
+    model's, which open every conversation.
     """
     try:
         request = msgspec.json.decode(body, type=_Request)
@@ -35,8 +36,11 @@ def opening(body: bytes) -> str | None:
         digest = sha256()
         for message in request.messages:
             digest.update(message)
-            if msgspec.json.decode(message, type=_Message).role == _FIRST:
+            if msgspec.json.decode(message, type=_Message).role != _USER:
+                continue
+            if not n_before:
                 return digest.hexdigest()
+            n_before -= 1
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return None

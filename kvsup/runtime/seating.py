@@ -19,9 +19,11 @@ _MAX_KNOWN = 4096
 class Seating:
     """The empty slots of one process; it looks no more once there are none."""
 
-    def __init__(self, upstream: Upstream, slots: Slots, *, n_slots: int) -> None:
+    def __init__(self, upstream: Upstream, slots: Slots, *, n_slots: int, n_before: int) -> None:
+        """Seat conversations whose first ``n_before`` messages of a user are the model's."""
         self._upstream = upstream
         self._slots = slots
+        self._n_before = n_before
         self._known: set[str] = set()
         self._may_be_empty = n_slots > 1
 
@@ -34,7 +36,10 @@ class Seating:
         Raises:
             UpstreamError: llama-server has gone.
         """
-        if not self._may_be_empty or path != TEMPLATED or (key := opening(await body())) is None:
+        if not self._may_be_empty or path != TEMPLATED:
+            return None
+        key = opening(await body(), n_before=self._n_before)
+        if key is None:
             return None
         is_new, is_first = key not in self._known, not self._known
         self._known.add(key)

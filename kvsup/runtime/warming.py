@@ -88,7 +88,12 @@ class Warmth:
         self._plan = plan
         self._upstream = upstream
         self._slots = Slots(upstream)
-        self.seating = Seating(upstream, self._slots, n_slots=plan.model.num_parallel)
+        self.seating = Seating(
+            upstream,
+            self._slots,
+            n_slots=plan.model.num_parallel,
+            n_before=sum(one.role == "user" for one in plan.model.messages),
+        )
         self._measured = measured
         self._files = store.files
         self._store = store

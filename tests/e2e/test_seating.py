@@ -1,5 +1,6 @@
 """Conversations with one system prompt keep a slot each, on the real llama-server."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,29 @@ def test_new_conversation_gets_an_empty_slot_and_pushes_no_other_out(
         n_known = read[name]["cache_n"] + read[name]["prompt_n"]
         assert turn["cache_n"] >= n_known - 1, f"{name}: {read} {again}"
     assert read["blue"]["cache_n"] < 20, "it got a slot of its own"
+
+
+def test_messages_of_the_model_make_no_two_conversations_one(
+    start_kvsup: StartKvsup, smollm2: Path
+) -> None:
+    """They open alike with a user's message, and yet the second gets a slot of its own."""
+    shots = f"""
+    messages = [
+        {{ role = "user", content = "{SYSTEM["content"]}" }},
+        {{ role = "assistant", content = "Yes." }},
+    ]
+    """
+    model = f'model = "{smollm2}"\nthreads = 1\nnum_ctx = 1024\nnum_parallel = 2\n'
+    kvsup = start_kvsup({"m": model + textwrap.dedent(shots)})
+    red: list[dict[str, str]] = []
+    blue: list[dict[str, str]] = []
+
+    read = [_turn(kvsup, red, "I am red."), _turn(kvsup, blue, "I am blue.")]
+    again = [_turn(kvsup, red, "Why?"), _turn(kvsup, blue, "Why?")]
+
+    assert all(turn["prompt_n"] > 200 for turn in read), "each into an empty slot"
+    for first, second in zip(read, again, strict=True):
+        assert second["cache_n"] >= first["cache_n"] + first["prompt_n"] - 1
 
 
 def test_third_conversation_of_two_slots_is_served(start_kvsup: StartKvsup, smollm2: Path) -> None:

@@ -31,6 +31,18 @@ def test_another_conversation_opens_otherwise(other: tuple[object, ...]) -> None
     assert opening(body(*other)) not in {None, opening(body(SYSTEM, FIRST))}
 
 
+def test_messages_of_the_model_open_every_conversation() -> None:
+    """Told apart it is by what its own user says first."""
+    shots = (SYSTEM, FIRST, ANSWER, SECOND, ANSWER)
+    third, fourth = ({"role": "user", "content": text} for text in ("Three", "Four"))
+
+    known = opening(body(*shots, third), n_before=2)
+
+    assert opening(body(*shots, third, ANSWER, fourth), n_before=2) == known
+    assert opening(body(*shots, fourth), n_before=2) not in {None, known}
+    assert opening(body(*shots), n_before=2) is None
+
+
 @pytest.mark.parametrize(
     "none",
     [
