@@ -97,18 +97,18 @@ class _Decoder:
             return self._tables(item, value, where)
         return msgspec.convert(value, annotation)
 
-    def _tables(self, item: type[Struct], value: Any, where: str) -> tuple[Struct | None, ...]:
-        """Decode an array of tables whose keys may all be left out; they are counted from 1."""
+    def _tables(self, item: type[Struct], value: Any, where: str) -> tuple[Struct, ...]:
+        """Decode an array of tables, which are counted from 1; what cannot be made is left out."""
         example = _EXAMPLES[where.rpartition(".")[2]]
         if not isinstance(value, (list, tuple)) or not all(isinstance(t, Mapping) for t in value):
             raise ValueError(f"is no list of tables; write e.g. {where} = [{{ {example} }}]")
+        made = []
         for number, table in enumerate(value, start=1):
-            if not table:
+            if table:
+                made.append(self.struct(item, table, f"{where}.{number}."))
+            else:
                 self._add(f"{where}.{number}", f"is empty; write e.g. {example}")
-        return tuple(
-            self.struct(item, table, f"{where}.{number}.")
-            for number, table in enumerate(value, start=1)
-        )
+        return tuple(one for one in made if one is not None)
 
     def _add(self, key: str, message: str) -> None:
         self.problems.append(self.source.problem(key, message))

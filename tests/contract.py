@@ -190,6 +190,13 @@ class Tensor(Closed, kw_only=True):
     shape: list[Positive]
 
 
+class Turn(Closed, kw_only=True):
+    """One of the messages of ``/api/show``."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 class Show(Closed, kw_only=True):
     """``/api/show``."""
 
@@ -202,6 +209,7 @@ class Show(Closed, kw_only=True):
     license: Text | UnsetType = UNSET
     parameters: Text | UnsetType = UNSET
     system: Text | UnsetType = UNSET
+    messages: list[Turn] | UnsetType = UNSET
     projector_info: dict[str, Any] | UnsetType = UNSET
     tensors: list[Tensor] | UnsetType = UNSET
 

@@ -225,7 +225,7 @@ class GenerateJob(Job[GenerateRequest]):
         request = self.request
         tokens = plan.file.metadata.values.get("tokenizer.ggml.tokens")
         n_vocab = tokens.length if isinstance(tokens, Array) else None
-        if any(t < 0 or (n_vocab is not None and t >= n_vocab) for t in request.context):
+        if any(t < 0 or (n_vocab is not None and t >= n_vocab) for t in request.context or ()):
             raise RequestError(f"context holds a token that {request.model} does not have")
         self._prompt = ""
         self._built(plan.model)
@@ -333,7 +333,7 @@ class GenerateJob(Job[GenerateRequest]):
             return template.fill(request.prompt, request.suffix, think=request.think, today=today)
         system = request.system or model.system
         messages = [Message(role="system", content=system)] if system else []
-        if not request.context:
+        if request.context is None:
             messages += [Message(role=one.role, content=one.content) for one in model.messages]
         messages.append(Message(role="user", content=request.prompt, images=request.images))
         tagged, _ = tag_images(messages)

@@ -2,7 +2,8 @@
 
 A member put in front of a request's own is a default: of members with the same name llama-server
 takes the last (nlohmann::json, b11434). One put behind is an order. Nothing else of the body is
-read or written anew, except that a system text has to stand within ``messages``.
+read or written anew, except that a system text has to stand within ``messages``, and what the
+model says before within ``messages`` or ``input``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,10 @@ class _Turn(msgspec.Struct):
 
 class _Chat(msgspec.Struct):
     messages: list[msgspec.Raw] = []
+
+
+class _Responses(msgspec.Struct):
+    input: str | list[msgspec.Raw] | None = None
 
 
 def sampling_members(path: str, fields: Members) -> dict[str, object]:
@@ -79,14 +84,16 @@ def with_prelude(
 ) -> bytes:
     """Return ``body`` with what the model says before: its system text, and its messages.
 
-    The text is left out where the request has one of its own; the messages go into chats only.
+    The text is left out where the request has one of its own. A prompt that is no chat has neither.
 
     Raises:
-        RequestError: ``messages`` is no list of objects.
+        RequestError: ``messages`` is no list of objects, or ``input`` neither text nor list.
     """
     path = path.removesuffix("/input_tokens")
-    if path == _RESPONSES and system is not None:
-        return with_defaults(body, {"instructions": system})
+    if path == _RESPONSES:
+        if system is not None:
+            body = with_defaults(body, {"instructions": system})
+        return _with_items(body, history) if history else body
     if path != _CHAT:
         return body
     messages = _decoded(body, _Chat).messages
@@ -97,6 +104,25 @@ def with_prelude(
     if not messages or not before:
         return body
     return with_members(body, first={}, last={"messages": [*before, *messages]})
+
+
+def _with_items(body: bytes, history: Sequence[Members]) -> bytes:
+    """Return a request of ``/v1/responses`` with ``history`` before its own items.
+
+    An assistant's content must be a list there (``convert_responses_to_chatcmpl`` in
+    server-chat.cpp, b10434 and b11434).
+    """
+    asked = _decoded(body, _Responses).input
+    if not asked:
+        return body
+    own = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    before = [{"type": "message", **turn, "content": _parts(turn)} for turn in history]
+    return with_members(body, first={}, last={"input": [*before, *own]})
+
+
+def _parts(turn: Members) -> list[Members]:
+    kind = "output_text" if turn["role"] == "assistant" else "input_text"
+    return [{"type": kind, "text": turn["content"]}]
 
 
 T = TypeVar("T")

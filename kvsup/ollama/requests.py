@@ -100,7 +100,8 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     suffix: str = ""
     system: str = ""
     template: str = ""
-    context: tuple[int, ...] = ()
+    context: tuple[int, ...] | None = None
+    """Tokens that it goes on from: even with none it does not begin with the model's messages."""
     raw: bool = False
     images: tuple[str, ...] = ()
     stream: bool = True

@@ -49,7 +49,7 @@ def chat_body(
 
     ``system``, ``history`` and ``options`` are the model's: the first stands in front unless the
     request begins with a system message of its own, the second before what the request says, the
-    third lie below the request's options (server/routes.go, v0.17.4).
+    third lie below the request's options (server/routes.go, 0.17.4).
 
     Raises:
         OptionTypeError: an option has the wrong type.
@@ -97,7 +97,7 @@ def generate_messages(
     """
     system = request.system or system
     messages: list[Turn] = [{"role": "system", "content": system}] if system else []
-    messages += () if request.context else history
+    messages += history if request.context is None else ()
     return [*messages, {"role": "user", "content": _content(request.prompt, request.images)}]
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import tomli
 
-from kvsup.config import FallbackStep, ModelConfig
+from kvsup.config import FallbackStep, MessageConfig, ModelConfig
 from kvsup.decode import Source, decode_host, decode_models
 from kvsup.environment import read_environment
 from kvsup.hostconfig import SHARED_KEYS, HostConfig
@@ -331,3 +331,51 @@ def test_decode_of_a_fallback_that_is_no_list_of_tables_says_what_to_write(value
     [problem] = _problems(f'model = "m.gguf"\nfallback = {value}\n')
 
     assert "is no list of tables; write e.g. fallback = [{ num_ctx = 4096 }]" in problem
+
+
+def test_decode_of_messages_gives_them_and_a_variant_has_its_own() -> None:
+    """In either spelling of a list of tables; a variant inherits them or replaces them."""
+    models = _models("""\
+        model = "m.gguf"
+
+        [[messages]]
+        role = "user"
+        content = "2+2?"
+
+        [[messages]]
+        role = "assistant"
+        content = "4"
+
+        [variants.same]
+        num_ctx = 1024
+
+        [variants.bare]
+        messages = []
+        """)
+
+    asked = MessageConfig(role="user", content="2+2?")
+    assert models["m"].messages == (asked, MessageConfig(role="assistant", content="4"))
+    assert models["m:same"].messages == models["m"].messages
+    assert models["m:bare"].messages == ()
+
+
+def test_decode_of_wrong_messages_names_each_key_with_the_line_of_its_table() -> None:
+    """Both keys must be there; one that is wrong is none of the model's."""
+    text = """\
+        model = "m.gguf"
+        messages = [
+            { role = "user" },
+            { role = "tool", content = 1 },
+            {},
+            { rol = "user", content = "x" },
+        ]
+        """
+
+    assert _problems(text) == [
+        "m.toml:3: messages.1.content: missing; write content = …",
+        "m.toml:4: messages.2.role: invalid enum value 'tool'; write system, user or assistant",
+        "m.toml:4: messages.2.content: expected str, got int",
+        'm.toml:5: messages.3: is empty; write e.g. role = "user", content = "Hi"',
+        "m.toml:6: messages.4.rol: unknown key; did you mean role?",
+        "m.toml:6: messages.4.role: missing; write role = …",
+    ]

@@ -8,6 +8,8 @@ from kvsup.errors import RequestError
 from kvsup.llama.defaults import sampling_members, with_members, with_prelude
 
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+HISTORY = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
 FIELDS = {"n_predict": 5, "temperature": 0.5, "stop": ["x"]}
 
 
@@ -104,10 +106,58 @@ def test_chat_with_a_system_text_of_its_own_is_the_same_bytes(role: str) -> None
     assert with_prelude(CHAT, body, "S") is body
 
 
+@pytest.mark.parametrize(
+    ("system", "own", "expected"),
+    [
+        ("S", [], [{"role": "system", "content": "S"}, *HISTORY]),
+        (None, [], HISTORY),
+        ("S", [{"role": "system", "content": "mine"}], HISTORY),
+    ],
+)
+def test_messages_of_the_model_stand_before_those_of_a_chat(
+    system: str | None, own: list[dict[str, str]], expected: list[dict[str, str]]
+) -> None:
+    """Behind the system text that kvsup adds, in front of the request's own."""
+    asked = [*own, {"role": "user", "content": "hi"}]
+
+    for path in (CHAT, f"{CHAT}/input_tokens"):
+        body = with_prelude(path, json.dumps({"messages": asked}).encode(), system, HISTORY)
+        assert json.loads(body) == {"messages": [*expected, *asked]}
+
+
+@pytest.mark.parametrize(
+    "own", ["hi", [{"role": "user", "content": "hi"}, {"type": "reasoning", "summary": []}]]
+)
+def test_messages_of_the_model_are_items_of_a_response(own: object) -> None:
+    """In the shape that llama-server reads, with a text as the item that it stands for."""
+    body = with_prelude(RESPONSES, json.dumps({"input": own}).encode(), "S", HISTORY)
+
+    sent = json.loads(body)
+    assert sent["instructions"] == "S"
+    assert sent["input"] == [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "2+2?"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "4"}]},
+        *([{"role": "user", "content": "hi"}] if isinstance(own, str) else own),  # type: ignore[misc]
+    ]
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"input":null}', b'{"input":""}', b'{"input":[]}'])
+def test_response_without_input_is_the_same_bytes(body: bytes) -> None:
+    """What is wrong with it is told by others."""
+    assert with_prelude(RESPONSES, body, None, HISTORY) is body
+
+
+@pytest.mark.parametrize("own", [b"5", b"{}", b"[", b"[" * 100_000])
+def test_input_of_a_wrong_type_is_a_client_error(own: bytes) -> None:
+    """No other exception leaves, however deep the JSON is."""
+    with pytest.raises(RequestError, match="invalid request"):
+        with_prelude(RESPONSES, b'{"input":' + own + b"}", None, HISTORY)
+
+
 @pytest.mark.parametrize("body", [b'{"messages":[]}', b"{}"])
 def test_chat_without_messages_is_the_same_bytes(body: bytes) -> None:
     """What is wrong with it is told by others."""
-    assert with_prelude(CHAT, body, "S") is body
+    assert with_prelude(CHAT, body, "S", HISTORY) is body
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/embeddings", "/infill"])
@@ -115,7 +165,7 @@ def test_path_without_a_place_for_a_system_text_is_the_same_bytes(path: str) -> 
     """A raw prompt is the client's."""
     body = b'{"prompt":"x"}'
 
-    assert with_prelude(path, body, "S") is body
+    assert with_prelude(path, body, "S", HISTORY) is body
 
 
 @pytest.mark.parametrize(

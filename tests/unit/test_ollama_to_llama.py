@@ -7,9 +7,20 @@ from typing import Any
 import pytest
 
 from kvsup.ollama.requests import InvalidFormat, decode_chat, decode_generate
-from kvsup.ollama.to_llama import LlamaCall, chat_body, completion_body, generate_body, with_media
+from kvsup.ollama.to_llama import (
+    LlamaCall,
+    Turn,
+    chat_body,
+    completion_body,
+    generate_body,
+    with_media,
+)
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
+HISTORY: tuple[Turn, ...] = (
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "4"},
+)
 SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
 
 
@@ -55,6 +66,42 @@ def test_chat_models_system_stands_in_front_of_others_only(first: str, roles: li
     messages = _turns(call)
     assert [message["role"] for message in messages] == roles
     assert messages[0]["content"] == ("be kind" if len(roles) == 2 else "x")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["user"], ["system", *HISTORY, "user"]),
+        (["system", "user"], [*HISTORY, "system", "user"]),
+        (["user", "system"], ["system", *HISTORY, "user", "system"]),
+    ],
+)
+def test_chat_messages_of_the_model_stand_before_the_request_s_own(
+    asked: list[str], expected: list[str | Turn]
+) -> None:
+    """In Ollama's order: a system text of the request stays where it is, behind them."""
+    fields = {"messages": [{"role": role, "content": "x"} for role in asked]}
+    request = decode_chat(json.dumps(fields).encode())
+
+    call = chat_body(request, model="m", system="x", options={}, num_ctx=9, history=HISTORY)
+
+    turns = [{"role": one, "content": "x"} if isinstance(one, str) else one for one in expected]
+    assert call.body["messages"] == turns
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"), [(None, HISTORY), ([], ()), ([5], ())], ids=["null", "empty", "some"]
+)
+def test_generate_goes_on_from_a_context_without_the_models_messages(
+    context: list[int] | None, expected: tuple[Turn, ...]
+) -> None:
+    """They are in it; also one without a token is one, as for Ollama."""
+    request = decode_generate(json.dumps({"prompt": "hi", "context": context}).encode())
+
+    call = generate_body(request, model="m", system="S", options={}, num_ctx=9, history=HISTORY)
+
+    system, prompt = {"role": "system", "content": "S"}, {"role": "user", "content": "hi"}
+    assert call.body["messages"] == [system, *expected, prompt]
 
 
 def test_chat_tool_turns_are_in_openais_shape() -> None:

@@ -331,7 +331,7 @@ def _sent(path: str, body: bytes) -> bytes:
     members = sampling_members(path, fields)
     assert not members or len(members) == len(fields)
     body = with_defaults(with_members(body, first={}, last=prepared.forced), members)
-    body = with_prelude(path, body, SYSTEM)
+    body = with_prelude(path, body, SYSTEM, [{"role": "user", "content": "before"}])
     steered = steer(path, body)
     return body if steered is None else steered.body
 
