@@ -17,7 +17,7 @@ class ModelFile:
     shape: ModelShape
     n_params: int
     size_bytes: int
-    """All parts of a split model together, and the projector."""
+    """All parts of a split model together, the projector and the adapters."""
     modified_ns: int
     stamp: str
     """Changes when a file is replaced or written, the chat template's included."""

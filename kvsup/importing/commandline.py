@@ -32,6 +32,7 @@ _INSTEAD = {
 FOREVER = "-1"
 """A keep_alive that gives way to any other."""
 
+_LORA = "--lora"
 _LOAD_MODE = "--load-mode"
 _MAPS = frozenset({"mmap", "none", "auto"})
 _FILES = frozenset({"FNAME", "FILE", "PATH", "DIR"})
@@ -55,13 +56,21 @@ class _Line:
     settings: dict[str, Setting] = field(default_factory=dict)
 
     def put(self, setting: Setting) -> None:
-        """Keep an argument; a mode that locks the memory outlives one that only maps or reads."""
+        """Keep an argument; a mode that locks the memory outlives one that only maps or reads.
+
+        LoRAs are gathered, as llama-server does.
+        """
+        name = setting.argument.on[-1]
+        if name == _LORA and (held := self.settings.get(name)):
+            setting = replace(
+                held, values=held.values + setting.values, shown=f"{held.shown} {setting.shown}"
+            )
         if mode := _load_mode(setting):
             before = self.take(_LOAD_MODE)
             if before is None or "lock" not in _load_mode(before) or mode not in _MAPS:
                 self.settings[_LOAD_MODE] = setting
         else:
-            self.settings[setting.argument.on[-1]] = setting
+            self.settings[name] = setting
 
     def take(self, *names: str) -> Setting | None:
         """Return the argument with one of these spellings."""
@@ -215,6 +224,9 @@ def _set_files(found: Found, draft: Draft, line: _Line, folder: str) -> None:
             path = absolute(" ".join(setting.values), folder)
             is_same = path == " ".join(setting.values)
             draft.values[key] = Value(path, setting.words[0] if is_same else setting.shown)
+    if lora := line.take(_LORA):
+        paths = [absolute(path, folder) for text in lora.values for path in text.split(",")]
+        draft.values["adapters"] = Value(paths, lora.shown)
     if "model" in draft.values:
         return
     remote = line.take(*_REMOTE)

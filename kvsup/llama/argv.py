@@ -35,7 +35,7 @@ _FLAG = re.compile(r"--?[A-Za-z][\w-]*")
 
 _OWNED: dict[str, str] = {  # flag: what to write instead
     "-m": "model", "--model": "model", "-mm": "mmproj", "--mmproj": "mmproj",
-    "-a": "name", "--alias": "name",
+    "--lora": "adapters", "-a": "name", "--alias": "name",
     "-c": "num_ctx", "--ctx-size": "num_ctx", "-np": "num_parallel", "--parallel": "num_parallel",
     "-kvu": "kv_unified", "--kv-unified": "kv_unified", "-no-kvu": "kv_unified",
     "--no-kv-unified": "kv_unified", "--swa-full": "swa_full",

@@ -140,9 +140,9 @@ def _modelfile(shown: ShownModel, system: str, parameters: Mapping[str, object])
         "",
         f"FROM {shown.path}",
     ]
+    lines += [f"ADAPTER {path}" for path in shown.adapters]
     if shown.projector_path:
         lines.append(f"FROM {shown.projector_path}")
-    lines += [f"ADAPTER {path}" for path in shown.adapters]
     lines.append(f"TEMPLATE {written(shown.template or DEFAULT_TEMPLATE)}")
     if system:
         lines.append(f"SYSTEM {written(system)}")

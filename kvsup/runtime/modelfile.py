@@ -1,6 +1,6 @@
 """Read what the disk says of a model's weights: headers, sizes, and whether files have changed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvsup.checks import Finding
@@ -90,24 +90,35 @@ def _draft(model: ModelConfig) -> tuple[ModelFile | None, list[Finding]]:
     return file, [("draft_model", message) for _, message in findings]
 
 
-def _wrong_adapters(adapters: Iterable[Path], architecture: str) -> list[Finding]:
-    """Return what is wrong with files that are to be applied to weights of ``architecture``."""
-    findings: list[Finding] = []
+def _wrong_adapters(adapters: Iterable[Path], architecture: str) -> Iterator[Finding]:
+    """Yield what is wrong with files that are to be applied to weights of ``architecture``."""
     for path in adapters:
-        try:
-            found = metadata_of(path)
-        except (GGUFError, OSError) as error:
-            findings.append(("adapters", f"{path}: {error}"))
-            continue
-        if found.text("general.type") != "adapter":
-            findings.append(("adapters", f"{path} is no adapter; name it in model or mmproj"))
-        elif found.architecture != architecture:
-            findings.append(
-                ("adapters", f"{path} is made for {found.architecture} models, not {architecture}")
-            )
-        elif "," in str(path):
-            findings.append(("adapters", f"{path} has a comma, which parts names of adapters"))
-    return findings
+        if wrong := _why_no_adapter(path, architecture):
+            yield "adapters", wrong
+
+
+def _why_no_adapter(path: Path, architecture: str) -> str:
+    """Return why llama-server would not apply a file (llama-adapter.cpp, b11434); empty if it does.
+
+    It parts the names of several by commas.
+    """
+    if "," in str(path):
+        return f"{path} has a comma in its name, which parts those of several; rename it"
+    if not _is_file(path):
+        return f"no such file: {path}; write the path of a LoRA as a GGUF file"
+    try:
+        found = metadata_of(path)
+        _check_length(path, found)
+    except (GGUFError, OSError) as error:
+        return f"{path}: {error}"
+    if found.text("general.type") != "adapter" or found.text("adapter.type") != "lora":
+        return f"{path} is no LoRA; one is made by convert_lora_to_gguf.py of llama.cpp"
+    if found.architecture != architecture:
+        return (
+            f"{path} is made for {found.architecture} models, and this one is {architecture};"
+            " name one that was made for it"
+        )
+    return ""
 
 
 def _template(model: ModelConfig, header: Metadata) -> str | None:

@@ -148,7 +148,7 @@ async def test_architecture_whose_slots_were_used_once_is_never_given_up(folder:
     [
         ("", ""),
         ("warm_swap = false\n", "warm_swap = false"),
-        ("extra_args = ['--lora', '{folder}/l.gguf']\n", "LoRA"),
+        ("extra_args = ['--lora-scaled', '{folder}/l.gguf:0.5']\n", "LoRA"),
         ("embedding = 'on'\n", "it keeps no conversation"),
     ],
 )

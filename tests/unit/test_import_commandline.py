@@ -120,7 +120,14 @@ def test_flag_that_kvsup_owns_never_becomes_an_extra_argument(flag: str) -> None
         ("-c 8 --jinja --metrics --no-webui --host x --port 1 --offline", {"num_ctx": 8}),
         ("-c 8 --no-jinja", {"num_ctx": 8, "extra_args": ["--no-jinja"]}),
         ("-c 8 --mirostat 1", {"num_ctx": 8, "extra_args": ["--mirostat", "1"]}),
-        ("-c 8 --lora a,/b", {"num_ctx": 8, "extra_args": ["--lora", "/there/a,/b"]}),
+        (
+            "-c 8 --lora a,/b --lora ~/c",
+            {"num_ctx": 8, "adapters": ["/there/a", "/b", "~/c"]},
+        ),
+        (
+            "-c 8 --lora-scaled a:0.5",
+            {"num_ctx": 8, "extra_args": ["--lora-scaled", "a:0.5"]},
+        ),
         (
             "-c 8 --control-vector-layer-range 1 2",
             {"num_ctx": 8, "extra_args": ["--control-vector-layer-range", "1", "2"]},
