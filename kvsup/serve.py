@@ -192,7 +192,7 @@ class Supervisor:
     def _changes(self) -> Changes:
         return Changes(
             self._configuration.folder,
-            OwnStore(paths.models_dir(self._configuration.host.models_dir)),
+            OwnStore(self._configuration.models_dir),
             trash=self._configuration.state_dir / "deleted",
             plan_of=self._plan_of,
             reload=self._reloader.reload,

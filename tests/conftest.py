@@ -35,6 +35,15 @@ def registry(tmp_path: Path) -> Iterator[DockerRegistry]:
         yield running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Let no test see, or write to, the store of models of who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("data")
+        patch.setenv("XDG_DATA_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def llama_server() -> Path:
     """Return the newest llama-server that kvsup is tested with."""

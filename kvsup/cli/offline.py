@@ -15,7 +15,7 @@ from kvsup.runtime.changes import Changes
 from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.ollamastore import OllamaStore
 from kvsup.runtime.ownstore import OwnStore
-from kvsup.runtime.paths import cache_dir, models_dir
+from kvsup.runtime.paths import cache_dir
 from kvsup.runtime.stores import readable_stores
 from kvsup.runtime.works import Line, Work, Works
 from kvsup.stores.registries import Registries
@@ -74,10 +74,9 @@ class _Offline:
     def __init__(self, config: Path | None) -> None:
         self._folder = config
         self._configuration = configuration_of(config)
-        host = self._configuration.host
         self.changes = Changes(
             self._configuration.folder,
-            OwnStore(models_dir(host.models_dir)),
+            OwnStore(self._configuration.models_dir),
             trash=self._configuration.state_dir / "deleted",
             plan_of=lambda name: find_plan(name, self._configuration),
             reload=self._reload,

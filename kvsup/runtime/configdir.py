@@ -39,6 +39,8 @@ class Configuration:
     plans: tuple[Plan, ...]
     state_dir: Path
     run_dir: Path
+    models_dir: Path
+    """Of kvsup's own store."""
     keys: KeyRing | None
     """Who may call; None where no key is asked for."""
     read_ns: int = 0
@@ -63,7 +65,8 @@ def read_configuration(
         folder: with a TOML file for each model.
         environ: the environment.
         in_force: the one that it is to follow in a kvsup that runs: its folders of state and of
-            sockets stay, since they are locked, and its API keys while kvsup.toml is missing.
+            sockets stay, since they are locked, that of models, which is written to, and its API
+            keys while kvsup.toml is missing.
 
     Raises:
         ConfigError: with every problem of every file.
@@ -76,7 +79,7 @@ def read_configuration(
             "or name another: kvsup run CONFIG_DIR"
         )
     reading = _Reading(folder, environ, files)
-    host = reading.host()
+    host = reading.host(in_force)
     keys = reading.keys(host, in_force=in_force.keys if in_force else None)
     state = in_force.state_dir if in_force else paths.state_dir(host.state_dir)
     run = in_force.run_dir if in_force else paths.run_dir(state)
@@ -92,6 +95,7 @@ def read_configuration(
         (*(plan for plan in plans if plan), *found),
         state,
         run,
+        _models_dir(host, in_force),
         keys,
         read_ns,
         left_out=offer.left_out,
@@ -169,7 +173,7 @@ class _Reading:
         order = sorted(self._problems, key=lambda p: (p.source, p.line or 0))
         return ConfigError(tuple(dict.fromkeys(order)))
 
-    def host(self) -> HostConfig:
+    def host(self, in_force: Configuration | None = None) -> HostConfig:
         """Return the host's settings, with paths made absolute."""
         host, problems = decode_host(self._host_file, self._environment)
         self._problems += problems
@@ -184,7 +188,7 @@ class _Reading:
         if host.models_dir is not None:
             models = str(_absolute(host.models_dir, self.folder))
             host = msgspec.structs.replace(host, models_dir=models)
-        own = OwnStore(paths.models_dir(host.models_dir))
+        own = OwnStore(_models_dir(host, in_force))
         self._stores = Stores(host.sources, self.environ, own=own, base=self.folder)
         for key, message in self._stores.missing():
             self._add(f"sources.{key}", message, self._host_file or self._environment)
@@ -327,6 +331,10 @@ class _Reading:
         """Note a problem in kvsup.toml or the environment if it has the key, else elsewhere."""
         holders = [s for s in (self._host_file, self._environment) if s and key in s.table]
         self._problems.append((holders or [otherwise])[0].problem(key, message))
+
+
+def _models_dir(host: HostConfig, in_force: Configuration | None) -> Path:
+    return in_force.models_dir if in_force else paths.models_dir(host.models_dir)
 
 
 def _variant_of(model: ModelConfig, source: Source) -> str | None:
