@@ -1,7 +1,7 @@
 """An installation of Ollama, read into kvsup's keys: its variables, and the models of its store.
 
-A model is its manifest's layers: weights, projector, draft, adapters, parameters, system prompt, Go
-template (server/images.go, manifest/, 2026-08). The files stay where they are.
+A model is its manifest's layers: weights, projector, draft, adapters, parameters, system prompt,
+messages, Go template (server/images.go, manifest/, 2026-08). The files stay where they are.
 """
 
 import re
@@ -40,6 +40,7 @@ class StoredModel:
     is_library: bool = False
     """Whether it came from Ollama's own registry."""
     system: str | None = None
+    messages: Sequence[Mapping[str, str]] = ()
     parameters: Mapping[str, object] = field(default_factory=dict)
     problem: str = ""
     """Why it cannot be read, if so."""
@@ -159,6 +160,8 @@ def _draft(found: Found, model: StoredModel) -> Draft:
         draft.values["adapters"] = Value(adapters, "layer adapter")
     if model.system:
         draft.values["system"] = Value(model.system, "layer system")
+    if model.messages:
+        draft.values["messages"] = Value(list(map(dict, model.messages)), "layer messages")
     _note_layers(found, draft, model)
     for option, value in model.parameters.items():
         _read_parameter(found, draft, option, value)
@@ -170,9 +173,6 @@ def _note_layers(found: Found, draft: Draft, model: StoredModel) -> None:
     if kinds & {"template", "prompt"}:
         message = "kvsup formats prompts by the GGUF's own template, not by Ollama's; see template"
         found.say(draft, None, f"{draft.name} template", message)
-    if "messages" in kinds:
-        message = "no equivalent; requests must bring their first messages"
-        found.say(draft, None, f"{draft.name} messages", message)
     if model.is_library and model.family in REWRITTEN:
         message = (
             f"Ollama's own files of {model.family} may be written for its engine alone; if"

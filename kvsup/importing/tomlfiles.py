@@ -85,14 +85,24 @@ def _fill(table: Table, values: Mapping[str, Value]) -> None:
 
 def _item(value: Value) -> Item:
     try:
-        item = (
-            tomlkit.string(value.value, multiline=True)
-            if isinstance(value.value, str) and "\n" in value.value
-            else tomlkit.item(value.value)
-        )
+        item = _written(value.value)
     except (TOMLKitError, ValueError):
         item = tomlkit.item(value.value)
     return item.comment(_line(value.origin)) if value.origin else item
+
+
+def _written(value: object) -> Item:
+    """Return a value as a person would write it: texts over several lines, tables in one each."""
+    if isinstance(value, str) and "\n" in value:
+        return tomlkit.string(value, multiline=True)
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        return tomlkit.item(value)
+    array = tomlkit.array().multiline(multiline=True)
+    for one in value:
+        table = tomlkit.inline_table()
+        table.update(one)
+        array.append(table)
+    return array
 
 
 def _line(text: str) -> str:

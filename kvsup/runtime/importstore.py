@@ -50,5 +50,6 @@ def _model(store: OllamaStore, name: OllamaName) -> StoredModel:
         is_remote=bool(facts.config.remote_host),
         is_library=(name.host, name.namespace) == (DEFAULT_HOST, DEFAULT_NAMESPACE),
         system=facts.system or None,
+        messages=facts.messages,
         parameters=facts.parameters,
     )

@@ -44,6 +44,8 @@ class Facts:
     config: Config
     parameters: Mapping[str, Any]
     system: str
+    messages: Sequence[Mapping[str, str]]
+    """``role`` and ``content`` of each, as the key of a TOML file has them."""
 
 
 class OllamaStore:
@@ -106,6 +108,7 @@ class OllamaStore:
             config=decode_config(self.read(manifest.config, shown)),
             parameters=parameters,
             system=self._text(manifest, "system", shown=shown),
+            messages=self._messages(manifest, shown),
         )
 
     def manifest_data(self, name: OllamaName) -> bytes:
@@ -166,14 +169,20 @@ class OllamaStore:
                 table[key] = str(self._path(blob, shown))
         if facts.system:
             table["system"] = facts.system
-        for blob in facts.manifest.blobs("messages"):
-            turns = decode_messages(self.read(blob, shown))
-            table["messages"] = [
-                {"role": turn.role, "content": turn.content} for turn in turns if turn.role in ROLES
-            ]
+        if facts.messages:
+            table["messages"] = list(facts.messages)
         if adapters := facts.manifest.blobs("adapter"):
             table["adapters"] = [str(self._path(blob, shown)) for blob in adapters]
         return table
+
+    def _messages(self, manifest: Manifest, shown: str) -> list[dict[str, str]]:
+        """Return the last layer of messages, without roles that a Modelfile cannot have."""
+        return [
+            {"role": turn.role, "content": turn.content}
+            for blob in manifest.blobs("messages")[-1:]
+            for turn in decode_messages(self.read(blob, shown))
+            if turn.role in ROLES
+        ]
 
     def _text(self, manifest: Manifest, *kinds: str, shown: str) -> str:
         """Return the last layer of a kind as text; empty where there is none."""

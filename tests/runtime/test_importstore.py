@@ -19,6 +19,7 @@ def test_models_of_a_store_are_read_with_their_layers(tmp_path: Path) -> None:
         store.text("model", "GGUF"),
         store.text("params", '{"num_ctx": 8}'),
         store.text("system", "Hi."),
+        store.text("messages", '[{"role":"user","content":"a"},{"role":"tool","content":"b"}]'),
         config={"model_family": "llama"},
     )
     store.add("hf.co/org/Repo", config={"remote_host": "https://ollama.com"})
@@ -27,6 +28,7 @@ def test_models_of_a_store_are_read_with_their_layers(tmp_path: Path) -> None:
 
     assert (own.name, own.manifest, own.is_library) == ("a:7b", str(manifest), True)
     assert (own.family, own.system, own.parameters) == ("llama", "Hi.", {"num_ctx": 8})
+    assert own.messages == [{"role": "user", "content": "a"}]
     kind, path = own.layers[0]
     assert (kind, Path(path).read_bytes()) == ("model", b"GGUF")
     assert (remote.name, remote.is_remote) == ("hf.co/org/Repo:latest", True)

@@ -88,10 +88,17 @@ def test_variables_without_equivalent_are_told_with_what_to_use() -> None:
 
 
 def test_layers_become_keys() -> None:
-    """Weights, projector, draft and adapters by path; the system prompt as text."""
+    """Weights, projector, draft and adapters by path; the system prompt and messages as text."""
     layers = ("model", "projector", "draft", "adapter", "license", "template", "messages")
 
-    files, notes = of(model(*layers, system='Say "hi"\nonce.\t\x07'))
+    messages = [
+        {"role": "user", "content": 'Say "hi"\nonce.\t\x07'},
+        {"role": "assistant", "content": "hi"},
+    ]
+
+    files, notes = of(
+        model(*layers, system='Say "hi"\nonce.\t\x07', messages=messages, parameters={"top_k": 3})
+    )
 
     assert files["m"] == {
         "model": "/store/blobs/model",
@@ -99,9 +106,11 @@ def test_layers_become_keys() -> None:
         "draft_model": "/store/blobs/draft",
         "adapters": ["/store/blobs/adapter"],
         "system": 'Say "hi"\nonce.\t\x07',
+        "messages": messages,
+        "options": {"top_k": 3},
     }
     told = [note.partition(": m ")[2].partition(":")[0] for note in notes]
-    assert sorted(filter(None, told)) == ["messages", "template"]
+    assert sorted(filter(None, told)) == ["template"]
 
 
 def test_parameters_become_options_or_keys() -> None:
