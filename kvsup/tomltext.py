@@ -35,14 +35,20 @@ def rewrite(text: str, wanted: Table) -> str:
     changed = "".join(
         (
             head[1],
-            tomlkit.dumps({u[0]: v for u, v in fresh.items() if not isinstance(v, Mapping)}),
+            tomlkit.dumps({u[0]: v for u, v in fresh.items() if not _has_header(v)}),
             *(block for unit, block in blocks if unit in kept),
             "\n",
-            tomlkit.dumps(_nested({u: v for u, v in fresh.items() if isinstance(v, Mapping)})),
+            tomlkit.dumps(_nested({u: v for u, v in fresh.items() if _has_header(v)})),
         )
     )
     changed = f"{changed.rstrip()}\n"
     return changed if _holds(changed, wanted) else tomlkit.dumps(wanted)
+
+
+def _has_header(value: object) -> bool:
+    """Say whether a value is written as a table, or as a list of them: no plain key may follow."""
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(one, Mapping) for one in values)
 
 
 def _units(table: Table) -> dict[Unit, Any]:

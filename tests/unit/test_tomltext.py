@@ -79,6 +79,15 @@ def test_rewrite_keeps_comments_with_what_they_stand_above() -> None:
     assert rewrite(PLAIN, wanted) == CHANGED
 
 
+def test_rewrite_puts_new_lists_of_tables_last() -> None:
+    """Each of their tables has a header, behind which no key of the top can stand."""
+    wanted = {**tomli.loads(PLAIN), "messages": [{"role": "user"}, {"role": "system"}]}
+
+    assert rewrite(PLAIN, wanted) == (
+        f'{PLAIN}\n[[messages]]\nrole = "user"\n\n[[messages]]\nrole = "system"\n'
+    )
+
+
 @pytest.mark.parametrize("removed", [*tomli.loads(ARTFUL), None])
 def test_rewrite_of_an_artful_text_holds_what_is_wanted(removed: str | None) -> None:
     """However a text is written, what comes out says what was asked for."""
@@ -106,7 +115,7 @@ def test_rewrite_to_what_is_there_already_changes_nothing() -> None:
 KEYS = st.sampled_from(["name", "options", "variants", "a b", "x.y", "ä"])
 VALUES = st.recursive(
     st.integers(-9, 9) | st.booleans() | st.text(max_size=5) | st.lists(st.text(max_size=3)),
-    lambda inner: st.dictionaries(KEYS, inner, max_size=3),
+    lambda inner: st.dictionaries(KEYS, inner, max_size=3) | st.lists(inner, max_size=2),
     max_leaves=6,
 )
 TABLES = st.dictionaries(KEYS, VALUES, max_size=4)
