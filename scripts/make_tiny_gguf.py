@@ -193,20 +193,6 @@ def make_audio(path: Path, *, width: int) -> int:
     return _finish(writer, _random(shapes), width)
 
 
-def make_adapter(path: Path, *, width: int) -> int:
-    """Write a LoRA for a scripted model of ``width``, which changes nothing; return its rank."""
-    rank = 2
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 1.0)
-    tensors: dict[str, Floats] = {
-        "blk.0.attn_q.weight.lora_a": np.zeros((rank, width), np.float32),
-        "blk.0.attn_q.weight.lora_b": np.zeros((_HEAD_DIMS, rank), np.float32),
-    }
-    return _finish(writer, tensors, rank)
-
-
 def _scripted_tokens(
     script: Sequence[str], starts: Iterable[str], *, eos: str, fim: bool
 ) -> list[tuple[str, gguf.TokenType]]:

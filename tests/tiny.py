@@ -8,26 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvsup.gguf import read_metadata_of
 from scripts.make_tiny_gguf import (
     AFTER_TOOLS,
     END,
     TINY_TEXT,
     WITHOUT_THOUGHT,
     chat_template,
-    make_adapter,
     make_audio,
     make_embedding,
     make_rerank,
     make_scripted,
     make_vision,
 )
+from tests.adapters import make_lora
 
 ANSWER = "".join(TINY_TEXT)
 """What ``plain``, ``fill_in``, ``vision`` and ``audio`` say."""
 
 ANSWER_TOKENS = len(TINY_TEXT) + 1
 """How many tokens that is, with the one that ends it."""
+
+ADAPTED = "they were told."
+"""What ``plain`` says with ``adapter``."""
 
 THOUGHT = "Two and two."
 AFTER_THOUGHT = "Four."
@@ -131,9 +133,9 @@ class TinyModels:
         return self._multimodal("audio", make_audio)
 
     def adapter(self) -> Path:
-        """Return a LoRA for ``plain``, with which that says the same."""
-        width = read_metadata_of(self.plain()).integer("llama.embedding_length") or 0
-        return self._written("adapter", lambda path: make_adapter(path, width=width))
+        """Return a LoRA for ``plain``, with which that says ``ADAPTED``."""
+        model = self.plain()
+        return self._written("adapter", lambda path: make_lora(path, model, after="", says=" they"))
 
     def _calling(self, name: str, calls: Sequence[str]) -> Path:
         return self.scripted(

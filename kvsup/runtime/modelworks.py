@@ -23,6 +23,7 @@ from kvsup.runtime.ollamastore import OllamaStore, shown_name
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.works import Work, Works
 from kvsup.stores.jinja import jinja_of
+from kvsup.stores.manifest import Blob, digest_in
 from kvsup.stores.parameters import parameters_of, settings_of
 from kvsup.stores.references import OllamaName, parse_reference
 from kvsup.stores.registries import Registries, Registry
@@ -158,6 +159,8 @@ class ModelWorks:
             )
             values = {**(base.values if base else {}), **settings_of(parameters)}
             values |= {"system": request.system} if request.system else {}
+            if request.adapters and "adapters" in values:  # the key would hide the layers
+                values["adapters"] = [*values["adapters"], *self._paths_of(request.adapters)]
             if request.messages:
                 values["messages"] = msgspec.to_builtins(request.messages)
             if template and jinja_of(template) is not None:
@@ -191,6 +194,10 @@ class ModelWorks:
             return _Base(StoreModel(found.store, found.name, parameters, system), left)
         left = {key: value for key, value in left.items() if key not in _LAYERS}
         return _Base(Files(_files_of(plan), parameters, system, plan.name), left)
+
+    def _paths_of(self, uploaded: Mapping[str, str]) -> list[str]:
+        digests = map(digest_in, uploaded.values())
+        return [str(self.store.blob_path(Blob(digest, 0))) for digest in digests if digest]
 
     def _find(self, name: OllamaName) -> StoreModel | None:
         for store in (self.store, *self._readable()):

@@ -9,7 +9,7 @@ import pytest
 from tests.adapters import make_lora
 from tests.running import RunningKvsup
 from tests.stores import OllamaLayout
-from tests.tiny import ANSWER, TinyModels
+from tests.tiny import ADAPTED, ANSWER, TinyModels
 
 MODEL = """
 model = "{model}"
@@ -68,9 +68,9 @@ def _said(kvsup: RunningKvsup, model: str) -> str:
     ("model", "expected"),
     [
         ("plain", ANSWER),
-        ("plain:one", "they were told."),
+        ("plain:one", ADAPTED),
         ("plain:both", "they told."),
-        ("stored", "they were told."),
+        ("stored", ADAPTED),
     ],
 )
 def test_model_says_what_all_of_its_adapters_make_of_it(
@@ -102,3 +102,17 @@ def test_bytes_of_adapters_are_weights(kvsup: RunningKvsup) -> None:
 
     n_bytes = sum(path.stat().st_size for path in loras)
     assert listed["plain:both"] - listed["plain:latest"] == n_bytes
+
+
+def test_adapter_of_a_modelfile_comes_behind_those_of_the_file_of_its_base(
+    kvsup: RunningKvsup,
+) -> None:
+    """Of which the new model has its own copy of the key."""
+    two = kvsup.configs.parents[1] / "loras/two.gguf"
+    modelfile = kvsup.folder / "Modelfile"
+    modelfile.write_text(f"FROM plain:one\nADAPTER {two}\n")
+
+    made = kvsup.cli("create", "made", "-f", str(modelfile))
+
+    assert made.returncode == 0, made.stderr
+    assert _said(kvsup, "made").strip() == "they told."
