@@ -140,29 +140,30 @@ def _told(rows: list[dict[str, str]], column: str) -> list[tuple[str, str]]:
     )
 
 
-def _app_routes() -> list[Route]:
-    host, nowhere = HostConfig(), Path("nowhere")
+def _app_routes(folder: Path) -> list[Route]:
+    """Return the routes of a kvsup without models that keeps everything in ``folder``."""
+    host = HostConfig()
 
     async def reload() -> None:
         """Change nothing."""
 
-    changes = changes_of(nowhere, nowhere, lambda _name: None)
+    changes = changes_of(folder, folder, lambda _name: None)
     store = Store(
         changes,
         works_of(changes, Works()),
         reload=reload,
         refusal=lambda: None,
         kept=KVStore(
-            KVFiles(nowhere, max_bytes=0, emit=lambda _event: None),
-            WeightSums(Remembered(nowhere)),
-            Remembered(nowhere),
+            KVFiles(folder, max_bytes=0, emit=lambda _event: None),
+            WeightSums(Remembered(folder)),
+            Remembered(folder),
         ),
     )
     routes = _routes(
         Fleet([], host, make=make_instance, emit=lambda _event: None),
         store,
-        Chronicle(HistoryFiles(nowhere), version="1", emit=lambda _event: None),
-        room=BodyRoom(max_body_bytes=1024, max_bodies_bytes=4096, patience_s=60.0, folder=nowhere),
+        Chronicle(HistoryFiles(folder), version="1", emit=lambda _event: None),
+        room=BodyRoom(max_body_bytes=1024, max_bodies_bytes=4096, patience_s=60.0, folder=folder),
         fetch=None,
     )
     return [route for route in routes if isinstance(route, Route)]
@@ -174,9 +175,9 @@ def _taken_by(method: str, path: str, routes: list[Route]) -> str:
     return next(route.path for route in routes if route.matches(scope)[0] is Match.FULL)
 
 
-def test_endpoints_are_the_routes_of_the_app() -> None:
+def test_endpoints_are_the_routes_of_the_app(tmp_path: Path) -> None:
     """Each route has one row with its methods; further rows are paths that one route passes on."""
-    routes = _app_routes()
+    routes = _app_routes(tmp_path)
     served = {
         (re.sub(r":path}", "}", route.path), *sorted(route.methods or ())) for route in routes
     }
@@ -191,29 +192,31 @@ def test_endpoints_are_the_routes_of_the_app() -> None:
         assert _taken_by("POST", path, routes) == PASSED
 
 
-async def _statuses(row: dict[str, str]) -> set[int]:
+async def _statuses(row: dict[str, str], folder: Path) -> set[int]:
     """Return what a kvsup without models answers to each method of an endpoint."""
     *methods, path = _names(row["Endpoint"])[0].split()
     path = path.replace("{digest}", "sha256:" + 64 * "0").replace("{key}", "k")
-    transport = httpx.ASGITransport(app=Starlette(routes=_app_routes()))
+    transport = httpx.ASGITransport(app=Starlette(routes=_app_routes(folder)))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answers = [await client.request(method, path, json={"model": "m"}) for method in methods]
     return {answer.status_code for answer in answers}
 
 
-async def test_endpoints_that_are_not_served_answer_with_the_status_of_their_row() -> None:
+async def test_endpoints_that_are_not_served_answer_with_the_status_of_their_row(
+    tmp_path: Path,
+) -> None:
     """Whoever looks it up finds what a client is told."""
     for row in _rows("Endpoints"):
         told = {int(status) for status in re.findall(r"\b[45]\d\d\b", row["What to know"])}
         if row["Served"] == "no":
-            assert await _statuses(row) == told, row
+            assert await _statuses(row, tmp_path) == told, row
 
 
-async def test_endpoints_of_ollama_that_are_served_refuse_nobody() -> None:
+async def test_endpoints_of_ollama_that_are_served_refuse_nobody(tmp_path: Path) -> None:
     """A kvsup without models may find none, but does not say that it cannot."""
     for row in _rows("Endpoints"):
         if row["Served"] == "yes" and "/api/" in row["Endpoint"]:
-            assert not await _statuses(row) & {401, 403, 405, 501}, row
+            assert not await _statuses(row, tmp_path) & {401, 403, 405, 501}, row
 
 
 def test_endpoints_of_the_openapi_document_each_have_a_row() -> None:
