@@ -297,7 +297,7 @@ def run(
                 address.write_text(url, "utf-8")
             except OSError as error:
                 logger.warning("%s: %s; kvsup ps, stop … will not find this one", address, error)
-            names = ", ".join(plan.name for plan in configuration.plans)
+            names = ", ".join(plan.name for plan in configuration.plans) or "none yet (kvsup pull)"
             shown = url if host.host in url else f"{host.host}:{listener.getsockname()[1]} ({url})"
             logger.info("listening on %s, models: %s", shown, names)
             if configuration.keys is not None:

@@ -32,6 +32,8 @@ _WORDS = {
     "unknown": "not known",
 }
 
+NO_MODEL = "no model yet; kvsup pull NAME, or write a TOML file that names a GGUF"
+
 Finding = tuple[str, bool, str]
 """What was looked at, whether it is well, and what was found."""
 
@@ -121,9 +123,12 @@ def _configuration(folder: Path) -> Iterator[Finding]:
             yield "configuration", False, line
         return
     names = ", ".join(plan.name for plan in configuration.plans)
-    yield "configuration", True, f"{folder}: {names}"
+    yield "configuration", True, f"{folder}: {names or NO_MODEL}"
     yield from (("sources", True, f"left out: {line}") for line in configuration.left_out)
     yield "state folder", True, str(configuration.state_dir)
+    host = configuration.host
+    yield "models folder", True, str(paths.models_dir(host.models_dir))
+    yield "registries", True, ", ".join(host.registries) or "none: nothing can be pulled"
 
 
 def _host() -> Iterator[Finding]:
