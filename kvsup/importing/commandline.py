@@ -41,7 +41,8 @@ _FILES = frozenset({"FNAME", "FILE", "PATH", "DIR"})
 _TEMPLATE_VALUES, _TEMPLATE_FLAG = "chat_template_kwargs", "--chat-template-kwargs"
 """A value that other programs put into requests, and the argument that has it for all of them."""
 
-_REMOTE = frozenset({"--hf-repo", "--model-url", "--docker-repo"})
+_HUB = "--hf-repo"
+_REMOTE = frozenset({_HUB, "--model-url", "--docker-repo"})
 
 _POOL_NOTE = (
     "llama-server without --parallel serves four requests from one pool of context; kvsup serves"
@@ -231,7 +232,11 @@ def _set_files(found: Found, draft: Draft, line: _Line, folder: str) -> None:
         return
     remote = line.take(*_REMOTE)
     if remote:
-        message = "kvsup loads files that are there; fetch this one and write its path as model"
+        name = "".join(remote.values)
+        mend = "fetch this one and write its path as model"
+        if _HUB in remote.argument.on:
+            mend = f'kvsup pull hf.co/{name}, and write model = "hf:{name}"'
+        message = f"kvsup loads files that are there; {mend}"
         found.leave_out(draft, remote.line, remote.shown, message)
     else:
         found.leave_out(draft, draft.line, "model", "no --model names its file")

@@ -78,8 +78,8 @@ def test_sections_become_files_over_what_lies_under_all() -> None:
     }
     assert [note for note in notes if note[6].isdigit()] == [
         (
-            "p.ini:27: hf-repo = org/repo:Q4: kvsup loads files that are there; fetch this one and"
-            " write its path as model; org/repo:Q4 is left out"
+            "p.ini:27: hf-repo = org/repo:Q4: kvsup loads files that are there; kvsup pull"
+            ' hf.co/org/repo:Q4, and write model = "hf:org/repo:Q4"; org/repo:Q4 is left out'
         ),
         "p.ini:33: frob = 2: is no argument of this llama-server; dropped",
         "p.ini:34: warmup: 'perhaps' is neither on nor off; dropped",
