@@ -123,6 +123,7 @@ def shown_model(
         template=file.template,
         system=plan.model.system,
         options=plan.model.options,
+        draft_path=plan.model.draft_model,
         adapters=plan.model.adapters,
         messages=[(one.role, one.content) for one in plan.model.messages],
         license_text="\n".join(licenses) or file.metadata.text("general.license"),

@@ -50,6 +50,7 @@ class ShownModel:
     system: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     license_text: str | None = None
+    draft_path: str | None = None
     adapters: Sequence[str] = ()
     messages: Sequence[tuple[str, str]] = ()
     """Role and text of each that stands before every conversation."""
@@ -141,6 +142,8 @@ def _modelfile(shown: ShownModel, system: str, parameters: Mapping[str, object])
         f"FROM {shown.path}",
     ]
     lines += [f"ADAPTER {path}" for path in shown.adapters]
+    if shown.draft_path:
+        lines.append(f"DRAFT {shown.draft_path}")
     if shown.projector_path:
         lines.append(f"FROM {shown.projector_path}")
     lines.append(f"TEMPLATE {written(shown.template or DEFAULT_TEMPLATE)}")

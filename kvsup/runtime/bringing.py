@@ -70,6 +70,8 @@ async def _bring(
 
         held = store.hold()
         try:
+            if put is _copy:
+                store.check_room(source.stat().st_size)
             put(source, beside, checked)
             digest = digest_of(beside, lambda _n_bytes: from_thread.check_cancelled())
             blob = Blob(digest, beside.stat().st_size)

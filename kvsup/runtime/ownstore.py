@@ -21,14 +21,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from kvsup.errors import KvsupError
+from kvsup.errors import CapacityError, KvsupError
 from kvsup.runtime.ollamastore import OllamaStore
 from kvsup.runtime.storefiles import files_in, folders_in
 from kvsup.stores.manifest import Blob, blob_of, decode_manifest
 from kvsup.stores.references import OllamaName
+from kvsup.units import format_bytes
 
 _OWN = "kvsup"
 _BLOB = re.compile(r"sha256-([0-9a-f]{64})")
+
+_SPARE_BYTES = 64 << 20
+"""Of the disk are left free."""
 
 SPARED_S = 3600.0
 """Age below which a file that no manifest names may still be wanted, as Ollama has it."""
@@ -71,7 +75,8 @@ class OwnStore(OllamaStore):
             KvsupError: the store cannot be written.
         """
         self.make()
-        return self._lock(fcntl.LOCK_SH)
+        with self._told():
+            return self._lock(fcntl.LOCK_SH)
 
     def has_digest(self, digest: str) -> bool:
         """Say whether a file is there that hashes to ``digest``, 64 hex digits."""
@@ -83,6 +88,15 @@ class OwnStore(OllamaStore):
             return (self.incoming / blob.file_name).stat().st_blocks * 512
         except OSError:
             return 0
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Raise CapacityError where the disk has no room for so many bytes more."""
+        free_bytes = shutil.disk_usage(self.root).free
+        if needed_bytes + _SPARE_BYTES > free_bytes:
+            raise CapacityError(
+                f"{format_bytes(needed_bytes)} do not fit: {format_bytes(free_bytes)} are free at"
+                f" {self.root}; make room, or name another disk in models_dir"
+            )
 
     def place(self, path: Path, blob: Blob) -> None:
         """Give a file of ``incoming``, which was found to be ``blob``, its name.

@@ -3,14 +3,13 @@
 The lines are those of Ollama (server/images.go ``PullModel``, v0.17.4).
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from anyio import to_thread
 
-from kvsup.errors import CapacityError, KvsupError
+from kvsup.errors import KvsupError
 from kvsup.gguf import GGUFError, read_metadata_of
 from kvsup.runtime.bringing import link_in
 from kvsup.runtime.fetching import FetchError, Files, fetch
@@ -27,10 +26,6 @@ from kvsup.stores.manifest import (
     decode_messages,
     decode_params,
 )
-from kvsup.units import format_bytes
-
-_SPARE_BYTES = 64 << 20
-"""Of the disk are left free."""
 
 
 class Source(Files, Protocol):
@@ -64,7 +59,7 @@ async def pull(
     except (KvsupError, ValueError) as error:
         raise FetchError(f"pull model manifest: {error}") from error
     wanted = [blob for blob in manifest.files() if not store.has(blob)]
-    _check_room(wanted, store)
+    store.check_room(sum(blob.size_bytes - store.partial_bytes(blob) for blob in wanted))
     if manifest.config in wanted:  # whether llama-server can serve it is told before anything large
         await fetch(source, manifest.config, store, lambda _n_bytes: None)
     _check_text(manifest.config, "config", shown, store)
@@ -103,17 +98,6 @@ def _check_sizes(manifest: Manifest) -> None:
                 f" {MAX_TEXT_BYTES} at most"
             )
     _ = manifest.weights
-
-
-def _check_room(wanted: Sequence[Blob], store: OwnStore) -> None:
-    needed_bytes = sum(blob.size_bytes for blob in wanted)
-    free_bytes = shutil.disk_usage(store.root).free
-    there_bytes = sum(store.partial_bytes(blob) for blob in wanted)
-    if needed_bytes - there_bytes + _SPARE_BYTES > free_bytes:
-        raise CapacityError(
-            f"{format_bytes(needed_bytes)} do not fit: {format_bytes(free_bytes)} are free at"
-            f" {store.root}; make room, or name another disk in models_dir"
-        )
 
 
 def _check_text(blob: Blob, kind: str, shown: str, store: OwnStore) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import BinaryIO
 
 from anyio import to_thread
 
-from kvsup.errors import CapacityError, KvsupError, RequestError
+from kvsup.errors import KvsupError, RequestError
 from kvsup.ollama.names import quoted
 from kvsup.runtime.filling import filling
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.stores.manifest import Blob
-from kvsup.units import format_bytes
 
 _WRITE_BYTES = 4 << 20
-_SPARE_BYTES = 64 << 20
 
 
 @asynccontextmanager
@@ -30,12 +27,7 @@ async def uploading(store: OwnStore, *, size_bytes: int | None) -> AsyncIterator
         KvsupError: the store cannot be written.
     """
     async with filling(store):
-        free_bytes = shutil.disk_usage(store.root).free
-        if size_bytes is not None and size_bytes + _SPARE_BYTES > free_bytes:
-            raise CapacityError(
-                f"{format_bytes(size_bytes)} do not fit: {format_bytes(free_bytes)} are free at"
-                f" {store.root}"
-            )
+        store.check_room(size_bytes or 0)
         path = store.incoming / f"file-{os.urandom(8).hex()}"
         try:
             with await to_thread.run_sync(path.open, "xb") as file:

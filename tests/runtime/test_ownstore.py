@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvsup.errors import KvsupError
+from kvsup.errors import CapacityError, KvsupError
 from kvsup.runtime.filling import filling
 from kvsup.runtime.ownstore import RESUMED_S, SPARED_S, OwnStore
 from kvsup.stores.manifest import Blob, blob_of, encode_manifest, ollama_layer
@@ -165,3 +165,19 @@ def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def _age(store: OwnStore, blob: Blob, age_s: float) -> None:
     os.utime(store.blob_path(blob), times=(0, time.time() - age_s))
+
+
+def test_disk_that_cannot_be_written_is_told(store: OwnStore) -> None:
+    """When it is filled, not by a traceback."""
+    (store.root / "kvsup/lock").mkdir()
+
+    with pytest.raises(KvsupError, match=r"models cannot be written: .*lock"):
+        store.hold()
+
+
+def test_room_that_is_not_there_is_told_before(store: OwnStore) -> None:
+    """With both numbers, and what to do."""
+    store.check_room(1)
+
+    with pytest.raises(CapacityError, match=r" TiB do not fit: .* are free at .*models_dir"):
+        store.check_room(1 << 60)
