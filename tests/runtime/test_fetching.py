@@ -1,5 +1,6 @@
 """Files that come in ranges: faults of the server, and what a kill has left, on a real registry."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -236,6 +237,34 @@ async def test_file_that_is_there_is_not_fetched(setting: Setting) -> None:
     await setting.fetch()
 
     assert setting.between.seen == []
+
+
+async def test_disk_that_fills_up_keeps_what_came(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by its path; once there is room, only the rest is fetched."""
+    write, n_written = os.pwrite, 0
+
+    def pwrite(file: int, data: bytes, offset: int) -> int:
+        nonlocal n_written
+        n_written += len(data)
+        if n_written > 3 * MIB:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data, offset)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", pwrite)
+        with pytest.raises(KvsupError, match="store cannot be written: No space left on device"):
+            await setting.fetch()
+    begin = len(setting.between.seen)
+    setting.told.clear()
+
+    await setting.fetch()
+
+    assert setting.data() == DATA
+    assert setting.told[0] >= MIB
+    ranges = setting.between.ranges()[begin:]
+    assert sum(last + 1 - first for first, last in ranges) == len(DATA) - setting.told[0]
 
 
 async def test_store_that_cannot_be_written_is_told(setting: Setting) -> None:

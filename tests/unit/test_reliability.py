@@ -13,10 +13,10 @@ from tests.doclinks import links_in, table_rows
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 TEXT = DOCUMENT.read_text("utf-8")
-MAX_LINES = 200
+MAX_LINES = 203
 
-FAILURES = [f"F{number}" for number in (*range(1, 43), 46, 47, *range(49, 55))]
-"""F43 to F48 are of the model store; two of them are met without one."""
+FAILURES = [f"F{number}" for number in (*range(1, 48), *range(49, 55))]
+"""F48 is of what fetches llama-servers, which is a script."""
 
 ROWS = [row for row in table_rows(TEXT) if "Held by" in row]
 
