@@ -18,8 +18,8 @@ IMAGE = base64.b64encode(png()).decode()
 SETTINGS = "num_ctx = 512\nthreads = 1\n"
 OPEN_LOOPBACK = """
 import ipaddress
-from kvsup.runtime import images
-images.is_public = lambda address: address.is_loopback
+from kvsup.runtime import publicnet
+publicnet.is_public = lambda address: address.is_loopback
 """
 """What plays the Internet for a kvsup in a process of its own."""
 

@@ -30,7 +30,7 @@ NAMES = (
 
 BY_MEMBER = {
     "/api/chat": "model", "/api/generate": "model", "/api/embed": "model", "/api/show": "model",
-    "/api/embeddings": "model", "/api/pull": "model", "/api/push": "model", "/api/create": "model",
+    "/api/embeddings": "model", "/api/pull": "model", "/api/push": "model",
     "/v1/chat/completions": "model", "/v1/completions": "model", "/v1/embeddings": "model",
     "/v1/responses": "model", "/v1/messages": "model", "/v1/messages/count_tokens": "model",
     "/completion": "model", "/tokenize": "model", "/rerank": "model", "/infill": "model",
@@ -63,7 +63,7 @@ def kvsup(
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Return every file of the folder that kvsup does not itself write while it runs."""
-    own = {"kvsup.log"}
+    own = {"kvsup.log", "lock"}
     return {
         str(path): path.read_bytes()
         for path in folder.rglob("*")
@@ -96,10 +96,14 @@ def test_name_that_is_no_model_is_refused_wherever_it_stands(
 
     for path, member in BY_MEMBER.items():
         check(kvsup.client.post(path, json={member: name, **extra}))
-    for ends in ({"source": name, "destination": "n"}, {"source": "m", "destination": name}):
-        answer = kvsup.client.post("/api/copy", json=ends)
+    for path, body in (
+        ("/api/copy", {"source": name, "destination": "n"}),
+        ("/api/copy", {"source": "m", "destination": name}),
+        ("/api/create", {"model": name, "from": "m", "stream": False}),
+    ):
+        answer = kvsup.client.post(path, json=body)
         if answer.status_code == 200:  # a name of odd characters is a name
-            gone = {"model": ends["destination"]}
+            gone = {"model": body.get("destination", body.get("model"))}
             kvsup.client.request("DELETE", "/api/delete", json=gone).raise_for_status()
         else:
             check(answer)
