@@ -35,6 +35,12 @@ class Failure(Closed, kw_only=True):
     error: Text
 
 
+class Progress(Closed, kw_only=True):
+    """The last line of a pull, a push or a creation."""
+
+    status: Literal["success"]
+
+
 class Function(Closed, kw_only=True):
     """A call, with arguments as an object."""
 

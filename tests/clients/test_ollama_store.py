@@ -74,12 +74,13 @@ def test_model_is_made_of_files(client: ollama.Client, tmp_path: Path) -> None:
 
 async def test_asynchronous_client_makes_models_too(kvsup: RunningKvsup, tmp_path: Path) -> None:
     """It sends a file in chunks, without a length."""
-    client = ollama.AsyncClient(host=kvsup.url)
     tiny = TinyModels(tmp_path)
-    digest = await client.create_blob(tiny.plain())
-    made = await client.create("py-async", files={"m.gguf": digest}, parameters={"num_ctx": 512})
-    said = await client.chat("py-async", messages=MESSAGES)
-    await client.delete("py-async")
+    async with ollama.AsyncClient(host=kvsup.url) as client:
+        digest = await client.create_blob(tiny.plain())
+        files, parameters = {"m.gguf": digest}, {"num_ctx": 512}
+        made = await client.create("py-async", files=files, parameters=parameters)
+        said = await client.chat("py-async", messages=MESSAGES)
+        await client.delete("py-async")
 
     assert made.status == "success"
     assert said.message.content == ANSWER

@@ -37,6 +37,7 @@ def start(start_kvsup: StartKvsup, hub: Hub, tmp_path: Path) -> Start:
             environment={
                 "HF_ENDPOINT": hub.url,
                 "HF_HOME": str(tmp_path / "hf"),
+                "HF_HUB_OFFLINE": "0",  # other tests forbid their clients to ask it
                 "HF_TOKEN": "",
                 **environment,
             },
