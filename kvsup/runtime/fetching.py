@@ -14,7 +14,7 @@ from kvsup.errors import KvsupError
 from kvsup.runtime.bringing import digest_of
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.partial import Partial, Span, partial_of
-from kvsup.runtime.registry import reason
+from kvsup.runtime.registry import RegistryError, reason
 from kvsup.stores.manifest import Blob
 
 N_CONNECTIONS = 8
@@ -88,6 +88,8 @@ class _Fetch:
         self._partial = partial
         self._told = told
         self._n_bytes = partial.n_done_bytes
+        self._gives_ranges = False
+        """Whether the server has shown that it does; else the first answer is the whole file."""
         self._n_failed = 0
         """Tries in a row that brought nothing, over all connections."""
 
@@ -126,6 +128,10 @@ class _Fetch:
                 continue
             except (_Again, httpx.TransportError) as error:
                 why = reason(error) if isinstance(error, httpx.HTTPError) else str(error)
+            except RegistryError as error:  # of the token, which is asked for in between
+                if not _is_passing(error.status):
+                    raise
+                why = str(error)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise FetchError(reason(error)) from error
             start = self._partial.first_missing(start, end)
@@ -148,7 +154,7 @@ class _Fetch:
                     self._n_bytes += len(data)
                     self._told(self._n_bytes)
                     if at - kept >= KEPT_BYTES or at == last:
-                        await to_thread.run_sync(self._partial.keep, (kept, at))
+                        await self._partial.keep((kept, at))
                         kept = at
             finally:
                 self._n_bytes -= at - kept
@@ -160,10 +166,12 @@ class _Fetch:
     def _range(self, response: httpx.Response, start: int, end: int) -> Span:
         """Return which bytes an answer brings: those asked for, or all from the first on."""
         status, size_bytes = response.status_code, self._blob.size_bytes
-        if status in {408, 425, 429} or status >= 500:
+        if _is_passing(status):
             raise _Again(f"the registry answered {status}")
         if status == 404:
             raise FetchError(f"{self._blob.oci_digest}: file does not exist")
+        if status == 200 and self._gives_ranges:
+            raise _Again("the registry answered with the whole file in the place of a part")
         if status == 200:
             length = response.headers.get("content-length", str(size_bytes))
             if length != str(size_bytes):
@@ -176,7 +184,13 @@ class _Fetch:
             raise FetchError(_changed(match[3], size_bytes))
         if (int(match[1]), int(match[2]) + 1) != (start, end):
             raise _Again("the registry answered with other bytes than it was asked for")
+        self._gives_ranges = True
         return start, end
+
+
+def _is_passing(status: int) -> bool:
+    """Say whether what was refused with ``status`` may work later; 0: nobody answered."""
+    return status in {0, 408, 425, 429} or status >= 500
 
 
 def _changed(found: str, expected: int) -> str:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
+from anyio import to_thread
 
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.stores.manifest import Blob
@@ -61,11 +62,9 @@ class Partial:
             n_written = os.pwrite(self._file, rest, offset)
             offset, rest = offset + n_written, rest[n_written:]
 
-    def keep(self, span: Span) -> None:
+    async def keep(self, span: Span) -> None:
         """Note that the bytes of a span are there, once they are safe."""
-        os.fdatasync(self._file)
-        with self._journal.open("a", encoding="ascii") as journal:
-            journal.write(f"{span[0]}-{span[1]}\n")
+        await to_thread.run_sync(self._write_down, span)
         self._done = _merged([*self._done, span])
 
     def forget(self) -> None:
@@ -76,6 +75,11 @@ class Partial:
     def end(self) -> None:
         """Remove the journal of a file that has got its place."""
         self._journal.unlink(missing_ok=True)
+
+    def _write_down(self, span: Span) -> None:
+        os.fdatasync(self._file)
+        with self._journal.open("a", encoding="ascii") as journal:
+            journal.write(f"{span[0]}-{span[1]}\n")
 
     def _read(self) -> list[Span]:
         size_bytes = os.fstat(self._file).st_size

@@ -109,6 +109,50 @@ async def test_server_without_ranges_gives_the_whole(setting: Setting) -> None:
     assert len(setting.between.seen) == 1
 
 
+async def test_server_without_ranges_gives_the_whole_although_a_part_is_there(
+    setting: Setting,
+) -> None:
+    """What came before is fetched once more; there is no other way."""
+    path = setting.store.incoming / BLOB.file_name
+    path.write_bytes(DATA[: 2 * MIB])
+    path.with_name(f"{path.name}.done").write_text(f"0-{2 * MIB}\n")
+    setting.between.rules.append(lambda seen: Fault(whole=True) if seen.range else None)
+
+    await setting.fetch()
+
+    assert setting.data() == DATA
+    assert len(setting.between.seen) == 1
+
+
+async def test_whole_file_in_the_place_of_a_part_is_asked_for_again(setting: Setting) -> None:
+    """Once a server has shown that it gives ranges."""
+    setting.between.rules += _on_range(2 * MIB, Fault(whole=True))
+
+    await setting.fetch()
+
+    assert setting.data() == DATA
+    assert [first for first, _ in setting.between.ranges()].count(2 * MIB) == 2
+
+
+async def test_token_that_cannot_be_had_for_a_moment_ends_nothing(setting: Setting) -> None:
+    """It runs out in the middle of a large file, and its server is as busy as any."""
+    challenge = (("www-authenticate", f'Bearer realm="http://{setting.between.host}/token"'),)
+    setting.between.rules += _on_range(MIB, Fault(status=401, headers=challenge))
+    left = [3]
+
+    def token(seen: Seen) -> Fault | None:
+        if not seen.path.startswith("/token"):
+            return None
+        left[0] -= 1
+        return Fault(status=503) if left[0] >= 0 else Fault(status=200, body=b'{"token": "t"}')
+
+    setting.between.rules.append(token)
+
+    await setting.fetch()
+
+    assert setting.data() == DATA
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
 async def test_part_that_fails_is_asked_for_again(setting: Setting, status: int) -> None:
     """A burst of failures shorter than the last try costs nothing but time."""
