@@ -24,7 +24,7 @@ from kvsup.runtime.catalogue import (
 from kvsup.runtime.filling import filling
 from kvsup.runtime.ollamastore import shown_name
 from kvsup.runtime.ownstore import OwnStore
-from kvsup.stores.references import OLLAMA, OllamaName, parse_reference
+from kvsup.stores.references import OLLAMA, HubName, OllamaName, parse_reference
 from kvsup.stores.stored import has_file
 
 
@@ -200,7 +200,8 @@ class Changes:
                 reference = parse_reference(text)
             except ValueError:
                 continue
-            is_it = isinstance(reference, OllamaName) and self.store.find(reference) == held
+            name = reference.pulled if isinstance(reference, HubName) else reference
+            is_it = name is not None and self.store.find(name) == held
             if is_it and path.name != own:
                 shown = shown_name(held)
                 raise RequestError(

@@ -11,13 +11,11 @@ from pathlib import Path, PurePath
 
 from kvsup.runtime.storefiles import files_in, folders_in, inside, read_small, walk
 from kvsup.stores.folders import chosen, projector_of, tagged
-from kvsup.stores.references import HUB, HubName, parse_reference
+from kvsup.stores.references import HUB, HUB_HOST, HubName, parse_reference
 from kvsup.stores.stored import Stored
 
 _PREFIX = "models--"
 _MAX_REVISION_BYTES = 256
-_HOST = "hf.co"
-"""What Ollama calls models of Hugging Face by."""
 
 
 class HubCache:
@@ -69,7 +67,7 @@ class HubCache:
         projector = projector_of(beside, file)
         return Stored(
             reference=f"{HUB}{repository}:{tag}",
-            name=f"{_HOST}/{repository}:{tag}" if "/" in repository else f"{repository}:{tag}",
+            name=f"{HUB_HOST}/{repository}:{tag}" if "/" in repository else f"{repository}:{tag}",
             weights=str(snapshot / file),
             table={} if projector is None else {"mmproj": str(snapshot / projector)},
         )

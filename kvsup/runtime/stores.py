@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from kvsup.hostconfig import SourcesConfig
-from kvsup.ollama.names import DEFAULT_TAG, lookup_keys, valid_name
+from kvsup.ollama.names import DEFAULT_TAG, lookup_keys
 from kvsup.runtime.gguffolders import GGUFFolder
 from kvsup.runtime.hubcache import HubCache
 from kvsup.runtime.ollamastore import OllamaStore, places_of, shown_name
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.stores.references import HubName, OllamaName, parse_reference
-from kvsup.stores.registries import HUB_HOSTS
 from kvsup.stores.stored import Stored
 
 
@@ -133,17 +132,16 @@ class Stores:
 
     def _of_hub(self, reference: HubName) -> Stored:
         """Return a model of Hugging Face: one that kvsup pulled, else one of its own cache."""
-        tag = reference.tag or DEFAULT_TAG
-        pulled = f"{HUB_HOSTS[0]}/{reference.repository}:{tag}"
-        if valid_name(pulled) and "/" in reference.repository:
-            organisation, _, repository = reference.repository.partition("/")
-            name = OllamaName(HUB_HOSTS[0], organisation, repository, tag)
-            if (found := self._own.find(name)) is not None:
-                return self._own.stored(found)
+        name = reference.pulled
+        if name is not None and (found := self._own.find(name)) is not None:
+            return self._own.stored(found)
         try:
             return self._hub.stored(reference)
         except ValueError as error:
-            raise ValueError(f"{error}: kvsup pull {pulled.removesuffix(':latest')}") from None
+            if name is None:
+                raise
+            mend = f"kvsup pull {shown_name(name).removesuffix(f':{DEFAULT_TAG}')}"
+            raise ValueError(f"{error}: {mend}") from None
 
     def _all(self, others: Iterable[OllamaStore]) -> list[OllamaStore]:
         """Return the own store and ``others``, each folder once."""

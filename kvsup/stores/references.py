@@ -7,6 +7,8 @@ from kvsup.ollama.names import full_name, quoted, valid_name, without_source
 
 OLLAMA = "ollama:"
 HUB = "hf:"
+HUB_HOST = "hf.co"
+"""What models of Hugging Face are called by."""
 
 _REPOSITORY = re.compile(
     r"""(?:(?P<org>[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})/)?
@@ -39,6 +41,12 @@ class HubName:
     """``ORG/REPO``, or ``REPO`` alone."""
     tag: str = ""
     """A quantization such as ``Q4_K_M``, or a file's name; empty where it is left open."""
+
+    @property
+    def pulled(self) -> OllamaName | None:
+        """Return the name under which kvsup has it once it was pulled; None if it can have none."""
+        text = f"{HUB_HOST}/{self.repository}{f':{self.tag}' if self.tag else ''}"
+        return _ollama_name(text) if valid_name(text) and "/" in self.repository else None
 
 
 def parse_reference(text: str) -> OllamaName | HubName | None:

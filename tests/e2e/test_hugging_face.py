@@ -95,6 +95,11 @@ def test_file_names_what_was_pulled_as_what_lies_in_the_hubs_cache(
 
     refused = kvsup.client.post("/kvsup/reload")
 
+    (kvsup.configs / "other.toml").unlink()
+    removed = kvsup.cli("rm", "hf.co/org/m-GGUF:Q8_0")
+
+    assert removed.returncode == 1
+    assert "tuned.toml is made of hf.co/org/m-GGUF:Q8_0" in removed.stderr
     assert _said(kvsup, "tuned") == ANSWER
     assert "kvsup pull hf.co/org/m-GGUF:Q4_0" in refused.text
 
