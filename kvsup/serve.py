@@ -206,6 +206,7 @@ class Supervisor:
             readable=self._readable_stores,
             registries=lambda: Registries.parse(self._configuration.host.registries),
             llama_server=lambda: default_binary(paths.cache_dir()),
+            sums=self._kv.sums,
         )
 
     def _readable_stores(self) -> list[OllamaStore]:

@@ -7,6 +7,8 @@ from kvsup.plan import Plan
 from kvsup.runtime.changes import Changes
 from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.ownstore import OwnStore
+from kvsup.runtime.remembered import Remembered
+from kvsup.runtime.weightsums import WeightSums
 from kvsup.runtime.works import Works
 from kvsup.stores.registries import Registries
 
@@ -35,4 +37,5 @@ def works_of(changes: Changes, works: Works, *registries: str) -> ModelWorks:
         readable=list,
         registries=lambda: Registries.parse(registries),
         llama_server=lambda: None,
+        sums=WeightSums(Remembered(changes.folder)),
     )

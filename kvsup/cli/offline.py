@@ -16,7 +16,9 @@ from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.ollamastore import OllamaStore
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.paths import cache_dir
+from kvsup.runtime.remembered import Remembered
 from kvsup.runtime.stores import readable_stores
+from kvsup.runtime.weightsums import WeightSums
 from kvsup.runtime.works import Line, Work, Works
 from kvsup.stores.registries import Registries
 
@@ -95,6 +97,7 @@ class _Offline:
                 readable=self._readable,
                 registries=lambda: Registries.parse(self._configuration.host.registries),
                 llama_server=lambda: default_binary(cache_dir()),
+                sums=WeightSums(Remembered(self._configuration.state_dir)),
             )
             tasks.cancel_scope.cancel()
 

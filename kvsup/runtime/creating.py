@@ -20,9 +20,11 @@ from kvsup.ollama.gotemplate import TemplateError
 from kvsup.ollama.prompt import PromptTemplate
 from kvsup.ollama.storerequests import CreateRequest
 from kvsup.runtime.bringing import copy_in, digest_of, link_in
+from kvsup.runtime.filestamps import stamp_of
 from kvsup.runtime.ollamastore import OllamaStore, shown_name
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.quantizing import check_source, checked_type, program_beside, quantize
+from kvsup.runtime.weightsums import WeightSums
 from kvsup.runtime.works import Work
 from kvsup.stores.manifest import (
     Blob,
@@ -80,10 +82,20 @@ class Parts:
 class Creator:
     """Makes models in one store, as one work."""
 
-    def __init__(self, store: OwnStore, work: Work, *, llama_server: str | None) -> None:
-        """Make models in ``store``, telling ``work``; ``llama_server`` is the binary in use."""
+    def __init__(
+        self, store: OwnStore, work: Work, *, sums: WeightSums, llama_server: str | None
+    ) -> None:
+        """Make models in ``store``, and tell ``work``.
+
+        Args:
+            store: kvsup's own.
+            work: is told of it.
+            sums: what files hash to, as far as it is known.
+            llama_server: path of the binary in use, None where there is none.
+        """
         self._store = store
         self._work = work
+        self._sums = sums
         self._llama_server = llama_server
 
     async def create(
@@ -131,14 +143,23 @@ class Creator:
     async def _of_files(self, base: Files) -> Parts:
         layers = []
         for kind, path in base.paths:
-            size_bytes = (await to_thread.run_sync(path.stat)).st_size
-            blob = await copy_in(
-                self._store,
-                path,
-                self._work.progress(f"copying {path.name}", NO_DIGEST, size_bytes),
-            )
+            blob = await self._copied(path)
             layers.append(ollama_layer(kind, blob, origin=base.name))
         return Parts(layers, parameters=dict(base.parameters))
+
+    async def _copied(self, path: Path) -> Blob:
+        """Have a file of the disk in the store; one that is there is known by its sum."""
+        try:
+            stamp = stamp_of(path)
+            digest = self._sums.known(path)
+        except OSError as error:
+            raise KvsupError(f"{path} cannot be read: {error.strerror}") from error
+        if digest is not None and self._store.has(Blob(digest, stamp.size_bytes)):
+            return Blob(digest, stamp.size_bytes)
+        told = self._work.progress(f"copying {path.name}", NO_DIGEST, stamp.size_bytes)
+        blob = await copy_in(self._store, path, told)
+        self._sums.learn(path, stamp, blob.digest)
+        return blob
 
     async def _of_store(self, base: StoreModel) -> Parts:
         facts, shown = base.store.facts(base.name), shown_name(base.name)

@@ -21,6 +21,7 @@ from kvsup.runtime.creating import Creator, Files, StoreModel
 from kvsup.runtime.filling import filling
 from kvsup.runtime.ollamastore import OllamaStore, shown_name
 from kvsup.runtime.ownstore import OwnStore
+from kvsup.runtime.weightsums import WeightSums
 from kvsup.runtime.works import Work, Works
 from kvsup.stores.jinja import jinja_of
 from kvsup.stores.manifest import Blob, digest_in
@@ -56,6 +57,7 @@ class ModelWorks:
         readable: Callable[[], Sequence[OllamaStore]],
         registries: Callable[[], Registries],
         llama_server: Callable[[], str | None],
+        sums: WeightSums,
     ) -> None:
         """Do it by ``works``, and take it up by ``changes``.
 
@@ -65,12 +67,14 @@ class ModelWorks:
             readable: returns Ollama's own stores, whose models can be built on.
             registries: returns where models may come from and go to.
             llama_server: returns the path of the binary in use, None where there is none.
+            sums: what files of the disk hash to, as far as it is known.
         """
         self._changes = changes
         self._works = works
         self._readable = readable
         self._registries = registries
         self._llama_server = llama_server
+        self._sums = sums
 
     @property
     def store(self) -> OwnStore:
@@ -153,7 +157,7 @@ class ModelWorks:
     async def _create(self, name: OllamaName, request: CreateRequest, work: Work) -> None:
         async with filling(self.store):
             base = await self._base(request.base, work) if request.base else None
-            creator = Creator(self.store, work, llama_server=self._llama_server())
+            creator = Creator(self.store, work, sums=self._sums, llama_server=self._llama_server())
             manifest, parameters, template = await creator.create(
                 request, base.parts if base else None
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from kvsup.runtime.filestamps import stamp_of
+from kvsup.runtime.filestamps import Stamp, stamp_of
 from kvsup.runtime.remembered import Remembered, key_of
 
 _KIND = "sums"
@@ -43,16 +43,25 @@ class WeightSums:
             sums, abandon_on_cancel=True, limiter=self._one_at_a_time
         )
 
+    def known(self, path: Path) -> str | None:
+        """Return the sum of a file if it was computed before; raises ``OSError`` as ``of``."""
+        known = self._store.read(_KIND, key_of(stamp_of(path)), _Sum)
+        return known.sha256 if known else None
+
+    def learn(self, path: Path, stamp: Stamp, sha256: str) -> None:
+        """Note the sum of a file that was ``stamp`` before it was read, if it still is."""
+        if stamp_of(path) == stamp:
+            self._store.write(_KIND, key_of(stamp), _Sum(sha256))
+
     def _sum(self, path: Path) -> str:
+        if known := self.known(path):
+            return known
         stamp = stamp_of(path)
-        key = key_of(stamp)
-        if known := self._store.read(_KIND, key, _Sum):
-            return known.sha256
         digest = hashlib.sha256()
         with path.open("rb", buffering=0) as file:
             while piece := file.read(_PIECE_BYTES):
                 digest.update(piece)
         if stamp_of(path) != stamp:
             raise OSError(f"{path} was written while it was read")
-        self._store.write(_KIND, key, _Sum(digest.hexdigest()))
+        self._store.write(_KIND, key_of(stamp), _Sum(digest.hexdigest()))
         return digest.hexdigest()

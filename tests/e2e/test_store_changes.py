@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import StartKvsup
 from tests.creating import MARIO, modelfile, post, said, store_files
-from tests.running import RunningKvsup
+from tests.running import RunningKvsup, eventually
 from tests.tiny import ANSWER, TinyModels
 
 
@@ -33,7 +33,7 @@ def test_copy_of_a_store_model_outlives_it(kvsup: RunningKvsup) -> None:
     assert n_copied == n_blobs + 1
     assert spoken == ANSWER
     assert store_files(kvsup) == set()
-    assert set(kvsup.models()) == {"base"}
+    eventually(lambda: set(kvsup.models()) == {"base"})
     trash = [path.read_text() for path in (kvsup.state / "deleted").iterdir()]
     assert any("mario" in text for text in trash)
 
@@ -51,6 +51,18 @@ def test_copy_takes_the_place_of_what_had_its_name(kvsup: RunningKvsup) -> None:
     assert shown["system"] == "You are Mario.\nAlways."
     assert not (kvsup.configs / "base.toml").exists()
     assert len(list((kvsup.state / "deleted").iterdir())) == 1
+
+
+def test_weights_that_were_copied_before_are_not_copied_again(kvsup: RunningKvsup) -> None:
+    """They are known by their sum, for as long as the file stays the same."""
+    path = modelfile(kvsup, "FROM base\n")
+    first = kvsup.cli("create", "one", "-f", path)
+    second = kvsup.cli("create", "two", "-f", path)
+
+    assert "copying" in first.stderr
+    assert second.returncode == 0, second.stderr
+    assert "copying" not in second.stderr
+    assert said(kvsup, "two") == ANSWER
 
 
 def test_model_that_another_is_made_of_stays(kvsup: RunningKvsup) -> None:
