@@ -34,6 +34,7 @@ config = Path(config)
 
 def ignore(_line): pass
 
+print("begun", flush=True)
 while True:
     for what in (name, f"{name}-2"):
         offline.follow(lambda works: works.pull(what), config, ignore)
@@ -76,33 +77,33 @@ def test_fifty_kills_at_random_leave_whole_models_only(
         loop.write_text(textwrap.dedent(LOOP))
         between.rate_bytes_s = 300e6
         draw = random.Random(20261201)
-        told: list[bytes] = []
         n_models = []
 
         for _ in range(N_KILLS):
-            told.append(_killed([loop, name, modelfile, user.configs], draw.uniform(0.5, 1.6)))
+            _kill([loop, name, modelfile, user.configs], draw.uniform(0.0, 1.2))
             n_models.append(_check(OwnStore(user.store)))
         between.rate_bytes_s = 0.0
         finished = user.cli("pull", name)
 
     assert finished.returncode == 0, finished.stderr
     assert _check(OwnStore(user.store)) >= 1
-    assert {0, 1} <= set(n_models)
-    assert any(b"pulled" in one for one in told)
+    assert len(set(n_models)) > 1
     assert {path.suffix for path in user.configs.iterdir() if path.name[0] != "."} == {".toml"}
     again = user.cli("check", str(user.configs))
     assert again.returncode == 0, again.stderr
 
 
-def _killed(words: list[object], after_s: float) -> bytes:
-    """Run a Python program for a time, kill it, and return what it said."""
+def _kill(words: list[object], after_s: float) -> None:
+    """Run a Python program, and kill it some time after it has begun."""
     with subprocess.Popen(
         [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
+        assert process.stdout is not None
+        begun = process.stdout.readline()
         time.sleep(after_s)
-        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert process.poll() is None, begun + process.stdout.read()
         os.kill(process.pid, signal.SIGKILL)
-        return process.communicate()[0]
+        process.communicate()
 
 
 def _check(store: OwnStore) -> int:
