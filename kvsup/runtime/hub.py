@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 _ENDPOINT = "https://huggingface.co"
 _TIMEOUT_S = 30.0
+_DENIED = {401, 403}
 
 
 def endpoint() -> str:
     """Return where the hub is asked."""
-    return os.environ.get("HF_ENDPOINT", _ENDPOINT).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or _ENDPOINT).rstrip("/")
 
 
 class HubRepository:
@@ -81,7 +82,8 @@ class HubRepository:
             return
         headers = {**self._headers, "range": f"bytes={start}-{end - 1}"}
         async with self._http.stream("GET", self._urls[blob.digest], headers=headers) as response:
-            if response.status_code in {401, 403}:
+            is_hubs = response.url.host == httpx.URL(endpoint()).host
+            if is_hubs and response.status_code in _DENIED:
                 raise KvsupError(_refused(self._repository))
             yield response
 
@@ -106,7 +108,9 @@ class HubRepository:
             raise KvsupError(
                 f"{self._repository}: file does not exist; or it is private, then {_LOGIN}"
             ) from error
-        except (HfHubHTTPError, OSError) as error:
+        except Exception as error:  # its HTTP library was requests, httpx and httpx2 in turn
+            if isinstance(error, HfHubHTTPError) and error.response.status_code in _DENIED:
+                raise KvsupError(_refused(self._repository)) from error
             said = str(error).splitlines() or [type(error).__name__]
             raise KvsupError(
                 f"{endpoint()} does not tell of {self._repository}: {said[0]}"
