@@ -57,10 +57,11 @@ class HubRepository:
         try:
             models = tagged(files)
             file = models[chosen(models, self._tag)]
+            weights = parts_of(file, files)
         except ValueError as error:
             raise RequestError(f"{self._repository}: {error}") from error
         commit = str(info.sha)
-        parts = [self._layer("model", files[part], commit) for part in parts_of(file, files)]
+        parts = [self._layer("model", files[part], commit) for part in weights]
         if projector := projector_of(files, file):
             parts.append(self._layer("projector", files[projector], commit))
         self._config = msgspec.json.encode(

@@ -5,10 +5,10 @@ Hugging Face give: ``STEM-Q4_K_M.gguf``, ``STEM-Q4_K_M-00001-of-00003.gguf``, ``
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 
-_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-\d{5}", re.DOTALL)
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.DOTALL)
 _QUANTIZATION = re.compile(
     r"(?:^|[-._])(?P<tag>(?:UD[-_])?(?:I?Q[1-9](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_[A-Z]+)*|B?F16|F32))$",
     re.IGNORECASE | re.ASCII,
@@ -26,13 +26,26 @@ def stem_of(file: PurePath) -> str:
     return match["stem"] if match else file.stem
 
 
-def parts_of(file: PurePath, files: Iterable[PurePath]) -> list[PurePath]:
-    """Return the parts of the model whose first is ``file``, in their order; else it alone."""
+def parts_of(file: PurePath, files: Collection[PurePath]) -> list[PurePath]:
+    """Return the parts of the model whose first is ``file``, in their order; else it alone.
+
+    Raises:
+        ValueError: a part is not among ``files``.
+    """
     match = _SPLIT.fullmatch(file.stem)
     if match is None:
         return [file]
-    same = [f for f in files if f.parent == file.parent and stem_of(f) == match["stem"]]
-    return sorted(f for f in same if f.suffix == ".gguf" and _SPLIT.fullmatch(f.stem))
+    stem, count = match["stem"], match["count"]
+    parts = []
+    for number in range(1, int(count) + 1):
+        part = file.with_name(f"{stem}-{number:05}-of-{count}{file.suffix}")
+        if part not in files:
+            raise ValueError(
+                f"part {number} of {int(count)} is not there: {part}; it may be on its way, so try"
+                " again later"
+            )
+        parts.append(part)
+    return parts
 
 
 def quantization_of(file: PurePath) -> str:

@@ -5,7 +5,14 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from kvsup.stores.folders import chosen, is_model, projector_of, quantization_of, tagged
+from kvsup.stores.folders import (
+    chosen,
+    is_model,
+    parts_of,
+    projector_of,
+    quantization_of,
+    tagged,
+)
 from kvsup.stores.jinja import jinja_of, uses_tools
 from kvsup.stores.manifest import decode_config, decode_manifest, decode_messages, decode_params
 from kvsup.stores.parameters import settings_of
@@ -195,6 +202,20 @@ def test_models_of_a_repository_are_told_apart_by_quantization_or_stem() -> None
         "b-Q8_0": names[3],
     }
     assert not is_model(PurePath("x.gguf.part"))
+
+
+def test_parts_of_a_model_are_those_of_its_own_count_and_folder() -> None:
+    """A repository may have been split twice; a part that is not there yet is told."""
+    files = [
+        PurePath(f"{f}/a-{n:05}-of-{c:05}.gguf") for f in "qr" for c in (2, 3) for n in (3, 2, 1)
+    ]
+    whole = PurePath("a.gguf")
+
+    assert parts_of(whole, [whole, *files]) == [whole]
+    assert parts_of(files[2], files) == [files[2], files[1]]
+    assert parts_of(files[5], files) == [files[5], files[4], files[3]]
+    with pytest.raises(ValueError, match=r"part 2 of 3 .*: q/a-00002-of-00003\.gguf"):
+        parts_of(files[5], [files[5], files[3]])
 
 
 TAGS = {"Q2_K": PurePath("a-Q2_K.gguf"), "Q8_0": PurePath("a-Q8_0.gguf")}
