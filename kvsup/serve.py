@@ -33,6 +33,7 @@ from kvsup.runtime.configdir import Configuration
 from kvsup.runtime.evidence import Witness
 from kvsup.runtime.fleet import Fleet
 from kvsup.runtime.historyfiles import HistoryFiles
+from kvsup.runtime.hubcache import HubCache
 from kvsup.runtime.kvfiles import KVFiles
 from kvsup.runtime.making import make_instance
 from kvsup.runtime.modelworks import ModelWorks
@@ -42,7 +43,7 @@ from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.paths import LLAMA_CONFIG
 from kvsup.runtime.reloading import Reloader, tell_left_out, tell_plans
 from kvsup.runtime.remembered import Remembered
-from kvsup.runtime.stores import readable_stores
+from kvsup.runtime.stores import hub_cache, readable_stores
 from kvsup.runtime.warming import Store as KVStore
 from kvsup.runtime.weightsums import WeightSums
 from kvsup.runtime.works import Works
@@ -204,6 +205,7 @@ class Supervisor:
             changes,
             works,
             readable=self._readable_stores,
+            hub_cache=self._hub_cache,
             registries=lambda: Registries.parse(self._configuration.host.registries),
             llama_server=lambda: default_binary(paths.cache_dir()),
             sums=self._kv.sums,
@@ -212,6 +214,10 @@ class Supervisor:
     def _readable_stores(self) -> list[OllamaStore]:
         configuration = self._configuration
         return readable_stores(configuration.host.sources, self._environ, configuration.folder)
+
+    def _hub_cache(self) -> HubCache:
+        configuration = self._configuration
+        return hub_cache(configuration.host.sources, self._environ, configuration.folder)
 
     def _plan_of(self, name: str) -> Plan | None:
         try:

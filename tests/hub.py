@@ -24,11 +24,13 @@ class Hub:
         self.api, self.cdn = Between(), Between()
         self.token = ""
         """Without it a repository is refused, where there is one."""
+        self.is_gated = False
+        """Who has no token sees what a repository has, and gets no file of it."""
         self._files: dict[str, dict[str, bytes]] = {}
         self._commits: dict[str, str] = {}
         self._without_digest: set[str] = set()
         self.api.rules.append(self._answer)
-        self.cdn.rules.append(self._file)
+        self.cdn.rules.append(self.file)
 
     def __enter__(self) -> "Hub":  # noqa: PYI034 - typing.Self is of Python 3.11
         self.api.__enter__()
@@ -62,10 +64,12 @@ class Hub:
         self._without_digest.add(file)
 
     def _answer(self, seen: Seen) -> Fault:
-        if self.token and seen.authorization != f"Bearer {self.token}":
+        is_asked = seen.path.startswith("/api/models/")
+        is_open = not self.token or (is_asked and self.is_gated)
+        if not is_open and seen.authorization != f"Bearer {self.token}":
             return Fault(status=401, headers=(("x-error-code", "GatedRepo"),), body=b"{}")
         path = seen.path.partition("?")[0]
-        if path.startswith("/api/models/"):
+        if is_asked:
             return self._info(path.removeprefix("/api/models/"))
         repository, _, rest = path[1:].partition("/resolve/")
         commit, _, file = rest.partition("/")
@@ -90,7 +94,8 @@ class Hub:
             described["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
         return described
 
-    def _file(self, seen: Seen) -> Fault:
+    def file(self, seen: Seen) -> Fault:
+        """Return what the CDN answers."""
         repository, _, file = seen.path[1:].rpartition("/")
         data = self._files[repository][file]
         match = _RANGE.fullmatch(seen.range)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kvsup.plan import Plan
 from kvsup.runtime.changes import Changes
+from kvsup.runtime.hubcache import HubCache
 from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.remembered import Remembered
@@ -29,12 +30,15 @@ def changes_of(folder: Path, store: Path, plan_of: Callable[[str], Plan | None])
     )
 
 
-def works_of(changes: Changes, works: Works, *registries: str) -> ModelWorks:
+def works_of(
+    changes: Changes, works: Works, *registries: str, hub_cache: Path = Path("/nowhere")
+) -> ModelWorks:
     """Return what pulls from and pushes to ``registries``."""
     return ModelWorks(
         changes,
         works,
         readable=list,
+        hub_cache=lambda: HubCache(hub_cache),
         registries=lambda: Registries.parse(registries),
         llama_server=lambda: None,
         sums=WeightSums(Remembered(changes.folder)),

@@ -87,10 +87,22 @@ class HubLayout:
         self.root = root
         root.mkdir(parents=True)
 
-    def add(self, repository: str, file: str, source: Path, *, revision: str = "a" * 40) -> Path:
-        """Put a file into a revision, which becomes that of the main branch."""
+    def add(
+        self,
+        repository: str,
+        file: str,
+        source: Path,
+        *,
+        revision: str = "a" * 40,
+        digest: str = "",
+    ) -> Path:
+        """Put a file into a revision, which becomes that of the main branch.
+
+        Its blob is not called by what it hashes to unless ``digest`` says so.
+        """
         folder = self.root / f"models--{repository.replace('/', '--')}"
-        blob = link(source, folder / "blobs" / hashlib.sha256(file.encode()).hexdigest())
+        digest = digest or hashlib.sha256(file.encode()).hexdigest()
+        blob = link(source, folder / "blobs" / digest)
         (folder / "refs").mkdir(exist_ok=True)
         (folder / "refs" / "main").write_text(revision)
         there = folder / "snapshots" / revision / file

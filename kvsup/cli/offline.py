@@ -12,12 +12,13 @@ from kvsup.errors import KvsupError
 from kvsup.runtime.binaries import default_binary
 from kvsup.runtime.bringing import copy_in
 from kvsup.runtime.changes import Changes
+from kvsup.runtime.hubcache import HubCache
 from kvsup.runtime.modelworks import ModelWorks
 from kvsup.runtime.ollamastore import OllamaStore
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.paths import cache_dir
 from kvsup.runtime.remembered import Remembered
-from kvsup.runtime.stores import readable_stores
+from kvsup.runtime.stores import hub_cache, readable_stores
 from kvsup.runtime.weightsums import WeightSums
 from kvsup.runtime.works import Line, Work, Works
 from kvsup.stores.registries import Registries
@@ -95,6 +96,7 @@ class _Offline:
                 self.changes,
                 works,
                 readable=self._readable,
+                hub_cache=self._hub_cache,
                 registries=lambda: Registries.parse(self._configuration.host.registries),
                 llama_server=lambda: default_binary(cache_dir()),
                 sums=WeightSums(Remembered(self._configuration.state_dir)),
@@ -104,6 +106,10 @@ class _Offline:
     def _readable(self) -> list[OllamaStore]:
         configuration = self._configuration
         return readable_stores(configuration.host.sources, os.environ, configuration.folder)
+
+    def _hub_cache(self) -> HubCache:
+        configuration = self._configuration
+        return hub_cache(configuration.host.sources, os.environ, configuration.folder)
 
     async def _reload(self) -> None:
         self._configuration = configuration_of(self._folder)

@@ -21,6 +21,10 @@ _NO_REFERENCE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errn
 """What tells that the kernel does not copy between two files by itself."""
 
 
+class OtherFileError(KvsupError):
+    """A file is not what its name says."""
+
+
 async def copy_in(store: OwnStore, source: Path, told: Told) -> Blob:
     """Copy a file into the store; where the file system can, no byte is written twice.
 
@@ -34,7 +38,8 @@ async def link_in(store: OwnStore, source: Path, blob: Blob, told: Told) -> Blob
     """Bring the file of another store, under a second name where it lies on the same disk.
 
     Raises:
-        KvsupError: it is not ``blob``, cannot be read, or the store not be written.
+        OtherFileError: it is not ``blob``.
+        KvsupError: it cannot be read, or the store not be written.
     """
     return await _bring(store, source, blob, _link, told)
 
@@ -76,7 +81,7 @@ async def _bring(
             digest = digest_of(beside, lambda _n_bytes: from_thread.check_cancelled())
             blob = Blob(digest, beside.stat().st_size)
             if expected is not None and blob != expected:
-                raise KvsupError(f"{source} is not what its name says; fetch it again")
+                raise OtherFileError(f"{source} is not what its name says; fetch it again")
             store.place(beside, blob)
         except OSError as error:
             raise KvsupError(f"{source} cannot be brought into {store.root}: {error}") from error

@@ -18,7 +18,15 @@ from anyio import to_thread
 from kvsup.errors import KvsupError, RequestError
 from kvsup.ollama.names import DEFAULT_TAG
 from kvsup.stores.folders import chosen, parts_of, projector_of, quantization_of, tagged
-from kvsup.stores.manifest import Blob, Layer, blob_of, digest_in, encode_manifest, ollama_layer
+from kvsup.stores.manifest import (
+    Blob,
+    Layer,
+    blob_of,
+    digest_in,
+    encode_manifest,
+    hub_origin,
+    ollama_layer,
+)
 from kvsup.stores.references import OllamaName
 
 if TYPE_CHECKING:
@@ -83,7 +91,7 @@ class HubRepository:
             return
         headers = {**self._headers, "range": f"bytes={start}-{end - 1}"}
         async with self._http.stream("GET", self._urls[blob.digest], headers=headers) as response:
-            is_hubs = response.url.host == httpx.URL(endpoint()).host
+            is_hubs = response.url.netloc == httpx.URL(endpoint()).netloc
             if is_hubs and response.status_code in _DENIED:
                 raise KvsupError(_refused(self._repository))
             yield response
@@ -127,7 +135,7 @@ class HubRepository:
         self._urls[digest] = hf_hub_url(
             self._repository, file.rfilename, revision=commit, endpoint=endpoint()
         )
-        origin = f"hf.co/{self._repository}@{commit}/{file.rfilename}"
+        origin = hub_origin(self._repository, commit, file.rfilename)
         return ollama_layer(kind, Blob(digest, file.size), origin=origin)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from kvsup.runtime.storefiles import files_in, folders_in, inside, read_small, walk
 from kvsup.stores.folders import chosen, projector_of, tagged
+from kvsup.stores.manifest import Blob
 from kvsup.stores.references import HUB, HUB_HOST, HubName, parse_reference
 from kvsup.stores.stored import Stored
 
@@ -46,6 +47,18 @@ class HubCache:
                 continue
             found += [HubName(repository, tag) for tag in _models(folder)]
         return found
+
+    def file_of(self, blob: Blob) -> Path | None:
+        """Return where a file lies, None where it is of no repository.
+
+        Large files are called by their SHA-256 (huggingface_hub's guide to its cache).
+        """
+        for folder in self._repositories():
+            with suppress(ValueError, OSError):
+                path = inside(folder / "blobs" / blob.digest, folder)
+                if path.stat().st_size == blob.size_bytes:
+                    return path
+        return None
 
     def stored(self, name: HubName) -> Stored:
         """Return a model; where its tag is left open, ``stores.folders.chosen`` says which.

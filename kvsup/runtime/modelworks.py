@@ -19,19 +19,20 @@ from kvsup.runtime.catalogue import settings_of_file
 from kvsup.runtime.changes import Changes, own_name
 from kvsup.runtime.creating import Creator, Files, StoreModel
 from kvsup.runtime.filling import filling
+from kvsup.runtime.hubcache import HubCache
 from kvsup.runtime.ollamastore import OllamaStore, shown_name
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.weightsums import WeightSums
 from kvsup.runtime.works import Work, Works
 from kvsup.stores.jinja import jinja_of
-from kvsup.stores.manifest import Blob, digest_in
+from kvsup.stores.manifest import Blob, digest_in, upstream_change
 from kvsup.stores.parameters import parameters_of, settings_of
 from kvsup.stores.references import OllamaName, parse_reference
 from kvsup.stores.registries import Registries, Registry
 from kvsup.stores.stored import TEMPLATE
 
 if TYPE_CHECKING:
-    from kvsup.runtime.pulling import Source
+    from kvsup.runtime.pulling import Shelf, Source
 
 _LAYERS = ("mmproj", "draft_model", "adapters")
 """Keys that name files which become layers."""
@@ -55,6 +56,7 @@ class ModelWorks:
         works: Works,
         *,
         readable: Callable[[], Sequence[OllamaStore]],
+        hub_cache: Callable[[], HubCache],
         registries: Callable[[], Registries],
         llama_server: Callable[[], str | None],
         sums: WeightSums,
@@ -65,6 +67,7 @@ class ModelWorks:
             changes: of the folder and the store.
             works: what does it.
             readable: returns Ollama's own stores, whose models can be built on.
+            hub_cache: returns that of Hugging Face, whose files need not be fetched.
             registries: returns where models may come from and go to.
             llama_server: returns the path of the binary in use, None where there is none.
             sums: what files of the disk hash to, as far as it is known.
@@ -72,6 +75,7 @@ class ModelWorks:
         self._changes = changes
         self._works = works
         self._readable = readable
+        self._hub_cache = hub_cache
         self._registries = registries
         self._llama_server = llama_server
         self._sums = sums
@@ -127,6 +131,8 @@ class ModelWorks:
             data = await pull(source, shown_name(name), self.store, self._others(), work)
         work.say("writing manifest")
         before = await self._changes.pulled(name, data)
+        if before is not None and (change := upstream_change(before, data)):
+            work.say(f"upstream changed: {change}")
         return None if before == data else before
 
     @asynccontextmanager
@@ -209,8 +215,9 @@ class ModelWorks:
                 return StoreModel(store, found)
         return None
 
-    def _others(self) -> list[OllamaStore]:
-        return [store for store in self._readable() if store.root != self.store.root]
+    def _others(self) -> "list[Shelf]":
+        stores = [store for store in self._readable() if store.root != self.store.root]
+        return [*stores, self._hub_cache()]
 
     def _registry(self, name: OllamaName, *, is_insecure: bool) -> Registry:
         found = self._registries().find(name.host)

@@ -126,6 +126,10 @@ class OllamaStore:
         except OSError:
             return False
 
+    def file_of(self, blob: Blob) -> Path | None:
+        """Return where a file of a model lies; None where it is not there in its full length."""
+        return self.blob_path(blob) if self.has(blob) else None
+
     def blob_path(self, blob: Blob) -> Path:
         """Return where a file of a model lies."""
         return self.root / "blobs" / blob.file_name

@@ -4,6 +4,7 @@ The lines are those of Ollama (server/images.go ``PullModel``, v0.17.4).
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,9 +12,9 @@ from anyio import to_thread
 
 from kvsup.errors import KvsupError
 from kvsup.gguf import GGUFError, read_metadata_of
-from kvsup.runtime.bringing import link_in
+from kvsup.runtime.bringing import OtherFileError, link_in
 from kvsup.runtime.fetching import FetchError, Files, fetch
-from kvsup.runtime.ollamastore import OllamaStore, check_config
+from kvsup.runtime.ollamastore import check_config
 from kvsup.runtime.ownstore import OwnStore
 from kvsup.runtime.works import Work
 from kvsup.stores.manifest import (
@@ -35,8 +36,15 @@ class Source(Files, Protocol):
         """Return its manifest; raises ``KvsupError``."""
 
 
+class Shelf(Protocol):
+    """What another program keeps on this machine."""
+
+    def file_of(self, blob: Blob) -> Path | None:
+        """Return where a file lies, None where it is not there."""
+
+
 async def pull(
-    source: Source, shown: str, store: OwnStore, readable: Sequence[OllamaStore], work: Work
+    source: Source, shown: str, store: OwnStore, readable: Sequence[Shelf], work: Work
 ) -> bytes:
     """Have every file of a model in the store, and return its manifest.
 
@@ -44,7 +52,7 @@ async def pull(
         source: where it is.
         shown: what it is called.
         store: where it goes; whoever calls holds ``filling``.
-        readable: other stores on this machine, whose files need not come a second time.
+        readable: what lies on this machine, and need not come a second time.
         work: is told of it.
 
     Raises:
@@ -75,13 +83,13 @@ async def pull(
 
 
 async def _have(
-    source: Source, blob: Blob, store: OwnStore, readable: Sequence[OllamaStore], work: Work
+    source: Source, blob: Blob, store: OwnStore, readable: Sequence[Shelf], work: Work
 ) -> None:
     told = work.progress(f"pulling {blob.digest[:12]}", blob.oci_digest, blob.size_bytes)
     if not store.has(blob):
-        for other in readable:
-            if other.has(blob):
-                await link_in(store, other.blob_path(blob), blob, told)
+        for path in filter(None, [shelf.file_of(blob) for shelf in readable]):
+            with suppress(OtherFileError):  # then it is spoilt there, and good where it comes from
+                await link_in(store, path, blob, told)
                 break
         else:
             await fetch(source, blob, store, told)

@@ -46,8 +46,7 @@ class Stores:
         self._own = own
         self._sources = sources
         self._ollama = readable_stores(sources, environ, base)
-        hub = sources.huggingface if isinstance(sources.huggingface, str) else None
-        self._hub = HubCache(_path(hub, base) if hub else _hub_folder(environ, Path.home()))
+        self._hub = hub_cache(sources, environ, base)
         self._folders = [GGUFFolder(_path(folder, base)) for folder in sources.folders]
         self._found: dict[str, Stored | str] = {}
 
@@ -155,6 +154,12 @@ def readable_stores(
     if isinstance(sources.ollama, str):
         return [OllamaStore(_path(sources.ollama, base))]
     return [OllamaStore(place) for place in places_of(environ.get("OLLAMA_MODELS"))]
+
+
+def hub_cache(sources: SourcesConfig, environ: Mapping[str, str], base: Path) -> HubCache:
+    """Return the cache of Hugging Face, whether it is there or not, and is listed or not."""
+    named = sources.huggingface if isinstance(sources.huggingface, str) else None
+    return HubCache(_path(named, base) if named else _hub_folder(environ, Path.home()))
 
 
 def _spelling(name: str) -> str:

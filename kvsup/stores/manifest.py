@@ -29,6 +29,7 @@ GGUF_KINDS = ("model", "projector", "adapter", "draft")
 
 _PREFIX = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_ORIGIN = re.compile(r"hf\.co/[^@]+@([0-9a-f]{40})/.+", re.DOTALL)
 _UNSERVABLE = ("tensor", "json")
 
 
@@ -83,6 +84,11 @@ def ollama_layer(kind: str, blob: Blob, *, origin: str = "") -> Layer:
     return Layer(f"{_PREFIX}{kind}", blob, origin)
 
 
+def hub_origin(repository: str, commit: str, file: str) -> str:
+    """Return what the origin of a file of Hugging Face is written as."""
+    return f"hf.co/{repository}@{commit}/{file}"
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a model consists of."""
@@ -98,6 +104,12 @@ class Manifest:
     def files(self) -> Iterator[Blob]:
         """Yield every file, each once, the config last."""
         yield from dict.fromkeys((*(layer.blob for layer in self.layers), self.config))
+
+    @property
+    def commit(self) -> str:
+        """Return at which commit of Hugging Face its files were; empty if they are not of there."""
+        matches = (_ORIGIN.fullmatch(layer.origin) for layer in self.layers)
+        return next((match[1] for match in matches if match), "")
 
     @property
     def weights(self) -> tuple[Blob, ...]:
@@ -161,6 +173,23 @@ def decode_manifest(data: bytes) -> Manifest:
     found = _decoded(data, _Manifest, "manifest")
     layers = (Layer(one.media_type, _blob(one), one.origin) for one in found.layers)
     return Manifest(_blob(found.config), tuple(layers))
+
+
+def upstream_change(before: bytes, after: bytes) -> str:
+    """Return from which commit to which Hugging Face has other files; empty where it has not.
+
+    Args:
+        before: the manifest that was here.
+        after: the one that was pulled.
+    """
+    try:
+        old, new = decode_manifest(before), decode_manifest(after)
+    except ValueError:
+        return ""
+    is_same = old.blobs(*GGUF_KINDS) == new.blobs(*GGUF_KINDS)
+    if is_same or not (old.commit and new.commit):
+        return ""
+    return f"{old.commit[:12]} -> {new.commit[:12]}"
 
 
 def encode_manifest(config: Blob, layers: Iterable[Layer]) -> bytes:

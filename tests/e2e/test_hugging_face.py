@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from kvsup.runtime.bringing import digest_of
 from scripts.make_tiny_gguf import make_scripted
 from tests.conftest import StartKvsup
 from tests.hub import Hub
 from tests.running import RunningKvsup
+from tests.stores import HubLayout
 from tests.tiny import ANSWER, TinyModels, png
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -145,6 +147,20 @@ def test_commit_that_is_newer_replaces_the_older(start: Start, hub: Hub, tiny: T
     assert n_again == n_fetched
     assert _layers(kvsup)[0]["from"].startswith(f"hf.co/org/m-GGUF@{'b' * 40}/")
     assert len(list((kvsup.store / "blobs").iterdir())) == 2
+    assert _said(kvsup, "hf.co/org/m-GGUF") == ANSWER
+
+
+def test_file_of_the_users_cache_is_not_fetched(
+    start: Start, hub: Hub, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """It is looked for where ``HF_HOME`` says, whether ``[sources]`` lists it or not."""
+    digest = digest_of(tiny.plain(), lambda _n_bytes: None)
+    HubLayout(tmp_path / "hf/hub").add("o/r", "m.gguf", tiny.plain(), digest=digest)
+    hub.add("org/m-GGUF", {"m-Q8_0.gguf": tiny.plain()})
+    kvsup = start()
+
+    assert _pull(kvsup, "hf.co/org/m-GGUF") == {"status": "success"}
+    assert not hub.cdn.seen
     assert _said(kvsup, "hf.co/org/m-GGUF") == ANSWER
 
 
