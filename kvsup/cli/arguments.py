@@ -53,13 +53,11 @@ def plan_of(name: str, configuration: "Configuration") -> "Plan":
 
 def find_plan(name: str, configuration: "Configuration") -> "Plan | None":
     """Return the plan of a model, by its name or an alias; None if there is none."""
-    from kvsup.ollama.names import lookup_keys
+    from kvsup.ollama.names import is_same_name
 
-    wanted = lookup_keys(name)[:1]
     for plan in configuration.plans:
-        for own in (plan.name, *plan.model.aliases):
-            if lookup_keys(own)[:1] == wanted:
-                return plan
+        if any(is_same_name(name, own) for own in (plan.name, *plan.model.aliases)):
+            return plan
     return None
 
 

@@ -11,7 +11,7 @@ import typer
 
 from kvsup.cli import client
 from kvsup.errors import KvsupError
-from kvsup.ollama.names import lookup_keys
+from kvsup.ollama.names import is_same_name
 from kvsup.runtime.configdir import read_host
 from kvsup.runtime.historyfiles import HistoryFiles
 from kvsup.runtime.paths import config_dir, state_dir
@@ -49,8 +49,7 @@ def _kept_answers() -> list[Answer]:
 def _kept_answer(model: str, n_lines: int) -> Answer:
     records = _files().read(now_s=time.time())
     names = sorted(name for name in records if name)
-    wanted = lookup_keys(model)[:1]
-    own = next((n for n in names if n == model or lookup_keys(n)[:1] == wanted), None)
+    own = next((n for n in names if n == model or is_same_name(n, model)), None)
     if own is None:
         kept = f"there is history of {', '.join(names)}" if names else "there is no history yet"
         raise KvsupError(f"no kvsup runs, and nothing is kept of {model!r}; {kept}")

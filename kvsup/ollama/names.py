@@ -69,3 +69,8 @@ def lookup_keys(name: str) -> tuple[str, ...]:
     full = display_name(name).lower()
     bare = full.removesuffix(f":{DEFAULT_TAG}")
     return (full,) if bare == full else (full, bare)
+
+
+def is_same_name(name: str, other: str) -> bool:
+    """Say whether two spellings name one model; any two that are no names are alike."""
+    return lookup_keys(name)[:1] == lookup_keys(other)[:1]

@@ -16,7 +16,7 @@ from typing import Any
 from kvsup.decode import Source, overlay, variant_name
 from kvsup.errors import ConfigError, Problem, RequestError, Unsupported
 from kvsup.filenames import toml_name
-from kvsup.ollama.names import DEFAULT_TAG, display_name, lookup_keys, valid_name
+from kvsup.ollama.names import DEFAULT_TAG, display_name, is_same_name, valid_name
 from kvsup.plan import Plan
 from kvsup.runtime.paths import HOST_FILE
 from kvsup.runtime.tomlfile import read_toml
@@ -88,7 +88,7 @@ def _described(
     path = _file_of(folder, source)
     file = _read(path)
     variant, base = _variant_of(file, path, source), _base_name(file, path)
-    if existing is not None and variant is not None and _is_same(destination, base):
+    if existing is not None and variant is not None and is_same_name(destination, base):
         raise RequestError(
             f"'{source.name}' is a variant of '{destination}' and would go with it; "
             "copy it to another name first"
@@ -210,12 +210,12 @@ def delete_model(folder: Path, plan: Plan, name: str, *, trash: Path) -> bool:
 def _without(file: Source, path: Path, plan: Plan, name: str) -> Table | None:
     """Return what is left of ``file`` without ``name``; None if that is nothing."""
     variant = _variant_of(file, path, plan)
-    if _is_same(name, plan.name):
+    if is_same_name(name, plan.name):
         return None if variant is None else _with_variant(file.table, variant, None)
     holder = file.table if variant is None else file.table["variants"][variant]
     aliases = holder.get("aliases")
     known = [str(alias) for alias in aliases] if isinstance(aliases, list) else []
-    left = [alias for alias in known if not _is_same(alias, name)]
+    left = [alias for alias in known if not is_same_name(alias, name)]
     if left == known:
         raise _changed(path, name)
     changed = {key: value for key, value in holder.items() if key != "aliases"}
@@ -246,10 +246,6 @@ def _variant_of(file: Source, path: Path, plan: Plan) -> str | None:
 
 def _base_name(file: Source, path: Path) -> str:
     return str(file.table.get("name", path.stem))
-
-
-def _is_same(name: str, other: str) -> bool:
-    return lookup_keys(name)[:1] == lookup_keys(other)[:1]
 
 
 def _file_of(folder: Path, plan: Plan) -> Path:

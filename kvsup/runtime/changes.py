@@ -12,7 +12,7 @@ from typing import Any
 from anyio import CancelScope, Lock, to_thread
 
 from kvsup.errors import ConfigError, ModelNotFound, RequestError
-from kvsup.ollama.names import lookup_keys, quoted
+from kvsup.ollama.names import is_same_name, quoted
 from kvsup.plan import Plan
 from kvsup.runtime.catalogue import (
     copy_model,
@@ -98,7 +98,7 @@ class Changes:
                 return
             held = self.held(plan)
             is_gone = True
-            if held is not None and self._is_base(plan, held) and _is_same(name, plan.name):
+            if held is not None and self._is_base(plan, held) and is_same_name(name, plan.name):
                 self._check_unused(held, but=plan)
             if held is None or has_file(plan.model.source):
                 delete = partial(delete_model, self.folder, plan, name, trash=self._trash)
@@ -160,11 +160,11 @@ class Changes:
         if not isinstance(reference, OllamaName):
             return None
         found = self.store.find(reference)
-        return found if found is not None and _is_same(shown_name(found), name) else None
+        return found if found is not None and is_same_name(shown_name(found), name) else None
 
     def _is_base(self, plan: Plan, held: OllamaName) -> bool:
         """Say whether a plan is the model itself, and no variant of it."""
-        return _is_same(plan.name, shown_name(held))
+        return is_same_name(plan.name, shown_name(held))
 
     def _plan(self, name: str) -> Plan:
         plan = self.plan_of(name)
@@ -273,7 +273,3 @@ def own_name(name: str) -> OllamaName:
     if not isinstance(reference, OllamaName):
         raise RequestError(f"name {quoted(name)} is invalid")
     return reference
-
-
-def _is_same(name: str, other: str) -> bool:
-    return lookup_keys(name)[:1] == lookup_keys(other)[:1]
